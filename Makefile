@@ -1,0 +1,45 @@
+# Two commands do all on a fresh machine with Python 3.11 or newer: `make run` and `make test`.
+# Some tests read outside data, in the folders that OPENDET_DATA and OPENDET_VECTORS name; without them they skip.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/scenes_tiny
+MAIN := $(BIN)/python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=$(RUN)
+OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
+OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
+export OPENDET_DATA OPENDET_VECTORS
+
+.PHONY: run test test-slow lint venv clean
+
+run: .venv/run
+	$(MAIN) --mode=train
+	$(MAIN) --mode=predict --config.predict.inputs='$(RUN)/scenes/val/images/*0.jpg'
+	@echo; echo "What there is to see:"
+	@ls $(RUN)/curves.png $(RUN)/eval/scenes/*.png $(RUN)/eval/scenes/*.json
+	@echo "$(RUN)/predict: one annotated picture a photograph, and predictions.json"
+
+test: .venv/test
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+venv: .venv/test
+
+.venv/run: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+.venv/test: .venv/run
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,27 @@
+"""Open-Det in JAX. `load(folder)` gives a Detector; `Detector.detect(image)` gives Detections: boxes with names.
+
+The parts are imported when they are first used, so that `import opendet_jax` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from opendet_jax.version import __version__
+
+if TYPE_CHECKING:
+    from opendet_jax.predict.detections import Detections
+    from opendet_jax.predict.detector import Detector, load
+
+__all__ = ["Detections", "Detector", "__version__", "load"]
+
+_MODULES = {
+    "Detections": "opendet_jax.predict.detections",
+    "Detector": "opendet_jax.predict.detector",
+    "load": "opendet_jax.predict.detector",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

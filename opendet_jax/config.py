@@ -1,0 +1,311 @@
+"""Every choice the program offers, once: frozen dataclasses with their defaults (section 11 of the paper's recipe).
+
+A file in configs/ starts from `Config()`'s values as an ml_collections ConfigDict, changes fields, and returns it;
+`Config.from_dict` turns it back into frozen dataclasses and `validate()` refuses what cannot work, naming the field.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from opendet_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    drop_path_rate: float = 0.2
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of the language model; the defaults are Flan-T5-base. Its width is `ModelConfig.text_width` (E)."""
+
+    vocab_size: int = 32128  # V
+    num_layers: int = 12  # encoder and decoder each
+    num_heads: int = 12
+    head_width: int = 64
+    ffn_width: int = 2048
+    gated: bool = True  # False: one ReLU layer, as in the first T5
+    activation: Literal["gelu_tanh", "gelu_erf"] = (
+        "gelu_tanh"  # section 12: tanh for Flan-T5, erf for the authors' files
+    )
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    dropout: float = 0.1
+    head_bias: bool = False  # only the authors' checkpoints have one
+    lora_rank: int = 16
+    lora_scale: float = 1 / 16
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    backbone: SwinConfig = field(default_factory=SwinConfig)
+    t5: T5Config = field(default_factory=T5Config)
+    width: int = 256  # D
+    text_width: int = 768  # E: text embeddings, VL-prompts and T5's d_model
+    num_heads: int = 8
+    num_points: int = 4  # deformable attention, per head and level
+    ffn_width: int = 2048
+    encoder_layers: int = 6
+    one_to_many_layers: int = 4
+    one_to_one_layers: int = 2
+    max_queries: int = 900  # Q
+    min_queries: int = 300  # taken when no token passes the threshold
+    score_threshold: float = 0.05  # τ of Eq. 1
+    query_fill: Literal["none", "program"] = "none"  # section 12
+    denoising_queries: int = 200  # positives and negatives of all groups together
+    denoising_labels: int = 92  # rows of the label embedding
+    distiller_points: int = 16
+    distiller_blocks: int = 2
+    distiller_hidden: int = 2048
+    distiller_dropout: float = 0.1
+    prompt_dropout: float = 0.3
+    generator_dropout: float = 0.1  # on the normalised prompt before T5
+    normalise_prompts_at_inference: bool = False  # section 12
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+    remat: bool = False  # recompute layer activations in the backward pass
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Rows of the paper's tables 3, 4 and 5, each on by default."""
+
+    object_detector: bool = True  # off: all layers one-to-one with one self-attention, min_queries fixed queries
+    l_to_v: bool = True  # off: V-to-L alignment only
+    distiller: bool = True  # off: queries projected straight into the language model, as GenerateU does
+    lora_head: bool = True
+    text_denoising: bool = True
+    masked_alignment: bool = True  # off: labels of the matched text only
+    joint_loss: bool = True  # off: focal loss only
+    train_llm: bool = True  # off: only the language model's head trains
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    name_mask_threshold: float = 0.99  # the program has 0.999: section 12
+    text_noise_probability: float = 0.9
+    text_noise_sigma: Literal["real", "padded"] = "real"  # section 7
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """One json in LVIS or COCO form and the folder of its images."""
+
+    annotations: str = ""
+    images: str = ""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = "lvis"  # names the folder of results
+    source: Literal["json", "scenes"] = "json"  # scenes: generated on first use into `scenes_dir`
+    train: DatasetPaths = field(default_factory=DatasetPaths)
+    eval: DatasetPaths = field(default_factory=DatasetPaths)
+    train_limit: int = 0  # first N training images only; 0 = all
+    scenes_dir: str = ""  # empty: the workdir
+    scenes_train: int = 4000
+    scenes_eval: int = 300
+    scenes_size: int = 128  # pixels a side
+    text_embeddings: Literal["hashed", "table"] = "hashed"
+    text_table: str = ""  # .npy of unit rows; the names are in the .json beside it
+    tokenizer: str = "google/flan-t5-base"  # folder or hub name; "byt5" needs no file
+    max_name_tokens: int = 32  # T, </s> included
+    max_objects: int = 100  # G
+    batch_size: int = 8
+    buckets: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800), (1088, 1088))  # padded (H, W)
+    train_short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    eval_short_side: int = 800
+    max_long_side: int = 1333
+    flip_probability: float = 0.5
+    crop_probability: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_range: tuple[int, int] = (384, 600)
+    threads: int = 2  # that read and decode images
+    prefetch: int = 4  # batches made ahead
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    detector_rate: float = 1e-4
+    backbone_rate: float = 1e-5
+    generator_rate: float = 2e-4
+    weight_decay: float = 0.05
+    clip_norm: float = 0.1
+    decay_steps: tuple[int, ...] = (250_000,)  # the rate is divided by ten at each
+    warmup_steps: int = 0
+    freeze_head_steps: int = (
+        -1
+    )  # T5's head: −1 = the whole run (pre-trained weights), 0 = never (training from nothing)
+    freeze_embedding_steps: int = -1  # T5's token embedding, likewise
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 300_000
+    seed: int = 0
+    log_every: int = 50  # 0 = only the last step
+    checkpoint_every: int = 5000
+    eval_every: int = 0  # 0 = only after the last step
+    keep_checkpoints: int = 3
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int = 8
+    checkpoint: int = -1  # step to restore; −1 = the newest
+    max_detections: int = 300
+    nms_iou: float = 0.9  # applied when there are more than 300 queries
+    min_score: float = 0.0
+    num_beams: int = 3
+    max_new_tokens: int = 30
+    limit: int = 0  # first N images only; 0 = all
+    pictures: int = 8
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    inputs: str = ""  # glob of images
+    output: str = ""  # folder; empty: <workdir>/predict
+    max_detections: int = 100
+    min_score: float = 0.3
+    nms_iou: float = 0.9
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "swin_t"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ablation: Ablation = field(default_factory=Ablation)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | ConfigDict) -> "Config":
+        """Builds and validates a Config. Raises ConfigError naming the field, and the nearest right name if unknown."""
+        config = _build(cls, values, "config")
+        config.validate()
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_config_dict(self) -> ConfigDict:
+        """The same values as an editable ConfigDict, for files in configs/ and for command-line overrides."""
+        return ConfigDict(self.to_dict(), convert_dict=True)
+
+    def validate(self) -> None:
+        """Refuses values that cannot work. Raises ConfigError naming the field and the value."""
+        model, data, optimizer = self.model, self.data, self.optimizer
+        _require(model.width % 32 == 0, "model.width", model.width, "a multiple of 32 (GroupNorm has 32 groups)")
+        _require(model.width % model.num_heads == 0, "model.num_heads", model.num_heads, "a divisor of model.width")
+        _require(model.text_width % 2 == 0, "model.text_width", model.text_width, "even")
+        swin = model.backbone
+        _require(len(swin.depths) == 4, "model.backbone.depths", swin.depths, "four numbers, one a stage")
+        _require(
+            len(swin.num_heads) == 4
+            and all(swin.embed_dim * 2**i % heads == 0 for i, heads in enumerate(swin.num_heads)),
+            "model.backbone.num_heads",
+            swin.num_heads,
+            f"four divisors of the stages' widths {[swin.embed_dim * 2**i for i in range(4)]}",
+        )
+        _require(model.one_to_one_layers >= 1, "model.one_to_one_layers", model.one_to_one_layers, "at least 1")
+        _require(0 < model.score_threshold < 1, "model.score_threshold", model.score_threshold, "between 0 and 1")
+        _require(
+            model.min_queries <= model.max_queries,
+            "model.min_queries",
+            model.min_queries,
+            f"at most model.max_queries = {model.max_queries}",
+        )
+        _require(data.max_objects >= 1, "data.max_objects", data.max_objects, "at least 1")
+        _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
+        _require(self.eval.batch_size >= 1, "eval.batch_size", self.eval.batch_size, "at least 1")
+        _require(data.max_name_tokens >= 2, "data.max_name_tokens", data.max_name_tokens, "at least 2")
+        _require(len(data.buckets) > 0, "data.buckets", data.buckets, "at least one (height, width)")
+        for height, width in data.buckets:
+            _require(
+                height % 32 == 0 and width % 32 == 0 and height > 0 and width > 0,
+                "data.buckets",
+                (height, width),
+                "multiples of 32",
+            )
+        low, high = data.crop_range
+        _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
+        for name in ("flip_probability", "crop_probability"):
+            value = getattr(data, name)
+            _require(0 <= value <= 1, f"data.{name}", value, "a probability")
+        _require(
+            data.text_embeddings != "table" or bool(data.text_table),
+            "data.text_table",
+            data.text_table,
+            "the .npy file of the embeddings (data.text_embeddings is 'table')",
+        )
+        for name in ("detector_rate", "backbone_rate", "generator_rate", "clip_norm"):
+            value = getattr(optimizer, name)
+            _require(value > 0, f"optimizer.{name}", value, "positive")
+        for name in ("freeze_head_steps", "freeze_embedding_steps"):
+            value = getattr(optimizer, name)
+            _require(value >= -1, f"optimizer.{name}", value, "−1 (the whole run), 0 (never) or a number of steps")
+        _require(self.train.steps >= 1, "train.steps", self.train.steps, "at least 1")
+        for name in ("log_every", "checkpoint_every", "eval_every"):
+            value = getattr(self.train, name)
+            _require(value >= 0, f"train.{name}", value, "0 (only at the end) or more")
+        _require(self.eval.num_beams >= 1, "eval.num_beams", self.eval.num_beams, "at least 1")
+        for section, iou in (("eval", self.eval.nms_iou), ("predict", self.predict.nms_iou)):
+            _require(0 < iou <= 1, f"{section}.nms_iou", iou, "above 0, at most 1")
+
+
+class ConfigError(InputError):
+    """A field that is unknown or holds a value that cannot work."""
+
+
+def _require(holds: bool, name: str, value: Any, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"config.{name} = {value!r}: must be {wanted}")
+
+
+def _build(cls: type, values: Mapping[str, Any] | ConfigDict, where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {where}.{near[0]}?" if near else f"; it has {', '.join(hints)}"
+            raise ConfigError(f"{where}.{key} does not exist{hint}")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type: sections become dataclasses, lists tuples, whole numbers floats."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise ConfigError(f"{where} = {value!r}: must be a section of fields")
+        return _build(kind, dict(value.items()), where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise ConfigError(f"{where} = {value!r}: must be a tuple")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where} = {value!r}: must have {len(kinds)} entries")
+        return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
+    return value

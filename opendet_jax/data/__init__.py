@@ -1,0 +1,1 @@
+"""From json and photographs (or generated scenes) to batches of static shape: see docs/data.md."""

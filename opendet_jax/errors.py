@@ -1,0 +1,5 @@
+"""The root of all errors that the person at the keyboard can mend."""
+
+
+class InputError(ValueError):
+    """Something given to the program (a file, a field, a checkpoint) cannot be used; the message says which and why."""

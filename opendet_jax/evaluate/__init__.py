@@ -1,0 +1,1 @@
+"""How good the detections are: LVIS's average precision, and localisation and naming apart."""

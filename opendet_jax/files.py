@@ -1,0 +1,27 @@
+"""Files appear whole or not at all: written beside their place under another name, then moved over it."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in the same folder (made if missing), moved to `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """One JSON document; ValueError on NaN and infinity, which JSON does not have."""
+    with replacing(path) as part:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+        part.write_text(text + "\n", encoding="utf-8")

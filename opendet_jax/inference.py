@@ -1,0 +1,122 @@
+"""From photographs to named boxes: detect, keep the best, name only what is kept.
+
+Shared by evaluation and prediction.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from opendet_jax.batch import Images
+from opendet_jax.config import Config
+from opendet_jax.ops.boxes import to_corners
+from opendet_jax.ops.nms import nms
+
+NAMING_CHUNK = 64  # prompts named by one call; one size, hence one compilation
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which detections of an image are kept."""
+
+    max_detections: int
+    min_score: float
+    nms_iou: float
+    nms_above: int = 0  # suppression happens only in images with more queries than this (section 13: 300)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The named objects of one image, best first."""
+
+    boxes: Float[np.ndarray, "n 4"]  # (x0, y0, x1, y1) in pixels of the original image
+    scores: Float[np.ndarray, " n"]
+    names: list[list[str]]  # of each object, from best to worst beam
+    name_scores: Float[np.ndarray, "n beams"]
+
+
+class _Candidates(NamedTuple):
+    corners: Float[Array, "B Q 4"]  # in [0, 1] of the unpadded image
+    scores: Float[Array, "B Q"]
+    kept: Bool[Array, "B Q"]
+    prompts: Float[Array, "B Q E"]
+
+
+class Inference:
+    """A model and its parameters at work; `decode` turns one row of tokens (with start, end and padding) into a name.
+
+    The numbers of beams and of tokens are those of `config.eval`. `params` may be replaced: nothing is compiled again.
+    """
+
+    def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
+        self.config = config
+        self._model = model
+        self.params = params
+        self._decode = decode
+        self._detect = jax.jit(self._candidates, static_argnames="selection")
+        self._generate = jax.jit(self._names)
+
+    def __call__(self, images: Images, sizes: Sequence[tuple[int, int]], selection: Selection) -> list[Found]:
+        """The objects of the first len(sizes) images; what else the batch holds only fills it up.
+
+        `sizes` are the (height, width) of the original images, the frame of the boxes returned.
+        """
+        candidates = self._detect(self.params, images, selection=selection)
+        corners, scores, kept = jax.device_get(candidates[:3])
+        chosen = [
+            _best(scores[place], kept[place], selection.min_score, selection.max_detections)
+            for place in range(len(sizes))
+        ]
+        rows = np.concatenate([place * scores.shape[1] + queries for place, queries in enumerate(chosen)])
+        names, name_scores = self._name(candidates.prompts, rows)
+        found, start = [], 0
+        for place, (queries, (height, width)) in enumerate(zip(chosen, sizes, strict=True)):
+            own = slice(start, start + len(queries))
+            boxes = corners[place, queries] * np.array([width, height, width, height], np.float32)
+            found.append(Found(boxes, scores[place, queries], names[own], name_scores[own]))
+            start = own.stop
+        return found
+
+    def _candidates(self, params: Any, images: Images, selection: Selection) -> _Candidates:
+        detected: Any = self._model.apply({"params": params}, images, method="detect")
+        corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
+        scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
+        valid = detected.queries.valid
+        alone = jax.vmap(partial(nms, iou_threshold=selection.nms_iou))(corners, scores, valid)
+        crowded = jnp.sum(valid, axis=1, keepdims=True) > selection.nms_above
+        return _Candidates(corners, scores, jnp.where(crowded, alone, valid), detected.prompts)
+
+    def _names(self, params: Any, prompts: Float[Array, "B Q E"], rows: Int[Array, "R"]) -> tuple[Array, Array]:
+        chosen = prompts.reshape(-1, prompts.shape[-1])[rows]
+        limits = (self.config.eval.num_beams, self.config.eval.max_new_tokens)
+        names: Any = self._model.apply({"params": params}, chosen, *limits, method="generate")
+        return names.tokens, names.scores
+
+    def _name(
+        self, prompts: Float[Array, "B Q E"], rows: Int[np.ndarray, " n"]
+    ) -> tuple[list[list[str]], Float[np.ndarray, "n beams"]]:
+        names: list[list[str]] = []
+        scores = [np.zeros((0, self.config.eval.num_beams), np.float32)]
+        for start in range(0, len(rows), NAMING_CHUNK):
+            chunk = rows[start : start + NAMING_CHUNK]
+            # Filled up with a row that is named anyway: it ends when that one does.
+            padded = np.pad(chunk, (0, NAMING_CHUNK - len(chunk)), mode="edge")
+            tokens, beam_scores = jax.device_get(self._generate(self.params, prompts, padded))
+            names += [[self._decode(beam) for beam in beams] for beams in tokens[: len(chunk)]]
+            scores.append(beam_scores[: len(chunk)])
+        return names, np.concatenate(scores)
+
+
+def _best(
+    scores: Float[np.ndarray, " Q"], kept: Bool[np.ndarray, " Q"], min_score: float, limit: int
+) -> Int[np.ndarray, " n"]:
+    """At most `limit` queries, best first."""
+    candidates = np.flatnonzero(kept & (scores >= min_score))
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:limit]

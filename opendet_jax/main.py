@@ -1,0 +1,53 @@
+"""Train, evaluate or predict.
+
+    python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny --mode=train
+    python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny --mode=eval
+    python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=runs/scenes_tiny --mode=predict \
+        --config.predict.inputs='photos/*.jpg'
+
+Any field of the config can be set from the command line: --config.train.steps=1000.
+Running a training command again continues from the newest checkpoint of its workdir.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: Sequence[str]) -> None:
+    from opendet_jax.compilation import enable_cache
+    from opendet_jax.config import Config
+    from opendet_jax.errors import InputError
+    from opendet_jax.evaluate.run import evaluate_checkpoint
+    from opendet_jax.predict.run import predict_from_config
+    from opendet_jax.train.loop import train
+
+    logging.set_verbosity(logging.WARNING)
+    enable_cache()
+    modes = {"train": train, "eval": evaluate_checkpoint, "predict": predict_from_config}
+    try:
+        modes[MODE.value](Config.from_dict(CONFIG.value), Path(WORKDIR.value))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Command-line flags; a config field that does not exist ends the program with the nearest right name."""
+    try:
+        return flags.FLAGS(arguments)
+    except (AttributeError, KeyError) as error:
+        sys.exit("error: a --config field does not exist: " + str(error.args[0]).replace("\n", " "))
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,129 @@
+"""Beam search with length penalty 1, for any model that scores the next token (method section 7).
+
+The beams' past is not copied when beams are re-ordered: each beam writes its keys and values to its own slot of the
+cache, and `lineage` says which slots hold its history.
+
+Letters: R rows (objects), K beams, N generated tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+START = 0  # also the padding
+END = 1
+
+# (tokens [R, K], position, lineage [R, K, N, K], cache) → (logits [R, K, V], cache). lineage[r, k, n, j] is True where
+# the token that slot j held at position n belongs to beam k, its current token included.
+NextLogits = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+@struct.dataclass
+class Beams:
+    """State of the search. A hypothesis that does not exist yet has score −∞."""
+
+    position: Int[Array, ""]
+    tokens: Int[Array, "R K N1"]  # running beams, N1 = 1 + N
+    sums: Float[Array, "R K"]  # of their log-probabilities
+    lineage: Bool[Array, "R K N K"]
+    ended: Int[Array, "R K N1"]  # hypotheses, best first
+    scores: Float[Array, "R K"]
+    done: Bool[Array, "R"]
+    cache: Any
+
+
+def beam_search(
+    next_logits: NextLogits, cache: Any, rows: int, num_beams: int, max_new_tokens: int
+) -> tuple[Int[Array, "R K N1"], Float[Array, "R K"]]:
+    """The `num_beams` best sequences found for each row, best first, and their scores. One beam is greedy search.
+
+    Sequences start with 0, hold </s> = 1 if they ended, then 0. The score is the sum of log-probabilities, that of
+    </s> included, over the number of tokens before </s>, the start token counted.
+    """
+    shape = (rows, num_beams)
+    start = Beams(
+        position=jnp.zeros((), jnp.int32),
+        tokens=jnp.full((*shape, 1 + max_new_tokens), START, jnp.int32),
+        sums=jnp.full(shape, -1e9).at[:, 0].set(0.0),  # all beams are equal at first: only one may go on
+        lineage=jnp.zeros((*shape, max_new_tokens, num_beams), bool),
+        ended=jnp.zeros((*shape, 1 + max_new_tokens), jnp.int32),
+        scores=jnp.full(shape, -jnp.inf),
+        done=jnp.zeros(rows, bool),
+        cache=cache,
+    )
+
+    def unfinished(beams: Beams) -> Bool[Array, ""]:
+        return (beams.position < max_new_tokens) & ~beams.done.all()
+
+    last = jax.lax.while_loop(unfinished, lambda beams: _advance(next_logits, beams), start)
+    # Out of tokens: what still runs competes as it is.
+    offers = jnp.where(last.done[:, None], -jnp.inf, last.sums / (1 + max_new_tokens))
+    return _keep_best(last.ended, last.scores, last.tokens, offers)
+
+
+def _advance(next_logits: NextLogits, beams: Beams) -> Beams:
+    """One token more."""
+    num_beams, length = beams.tokens.shape[1], beams.position + 1
+    here = jnp.arange(beams.lineage.shape[2]) == beams.position
+    own = jnp.eye(num_beams, dtype=bool)[:, None, :] & here[None, :, None]
+    lineage = beams.lineage | own
+    current = jax.lax.dynamic_index_in_dim(beams.tokens, beams.position, axis=2, keepdims=False)
+    logits, cache = next_logits(current, beams.position, lineage, beams.cache)
+
+    totals = beams.sums[..., None] + jax.nn.log_softmax(logits.astype(jnp.float32))
+    sums, parents, words = _best_continuations(totals, 2 * num_beams)
+    tokens = jnp.take_along_axis(beams.tokens, parents[..., None], axis=1)
+    tokens = jax.lax.dynamic_update_index_in_dim(tokens, words, length, axis=2)
+
+    # Continuations that end become hypotheses, but only those among the first K.
+    ends = words == END
+    offers = jnp.where(ends & (jnp.arange(2 * num_beams) < num_beams), sums / length, -jnp.inf)
+    frozen = beams.done[:, None]
+    ended, scores = _keep_best(beams.ended, beams.scores, tokens, jnp.where(frozen, -jnp.inf, offers))
+    # Done once K are kept and no running sum, taken over the present length, beats the worst of them.
+    worst = scores[:, -1]
+    done = beams.done | ((worst > -jnp.inf) & (worst >= sums[:, 0] / length))
+
+    # The others run on: at most one continuation of each beam ends, so at least K of the 2K do not.
+    runs = jnp.argsort(ends, axis=1, stable=True)[:, :num_beams]
+    parents = jnp.take_along_axis(parents, runs, axis=1)
+    return Beams(
+        position=length,
+        tokens=jnp.take_along_axis(tokens, runs[..., None], axis=1),
+        sums=jnp.take_along_axis(sums, runs, axis=1),
+        lineage=jnp.take_along_axis(lineage, parents[..., None, None], axis=1),
+        ended=ended,
+        scores=scores,
+        done=done,
+        cache=cache,
+    )
+
+
+def _best_continuations(
+    totals: Float[Array, "R K V"], count: int
+) -> tuple[Float[Array, "R C"], Int[Array, "R C"], Int[Array, "R C"]]:
+    """The `count` largest of a row's K·V totals, with beam and token; equal ones in the order of their flat index.
+
+    Two stages, each beam's best first: both prefer the lower index, so the result is that of one top-k over K·V.
+    """
+    rows, num_beams, vocab_size = totals.shape
+    each = min(count, vocab_size)
+    best, words = jax.lax.top_k(totals.reshape(rows * num_beams, vocab_size), each)
+    sums, index = jax.lax.top_k(best.reshape(rows, num_beams * each), count)
+    words = jnp.take_along_axis(words.reshape(rows, num_beams * each), index, axis=1)
+    return sums, index // each, words
+
+
+def _keep_best(
+    ended: Int[Array, "R K N1"],
+    scores: Float[Array, "R K"],
+    tokens: Int[Array, "R C N1"],
+    offers: Float[Array, "R C"],
+) -> tuple[Int[Array, "R K N1"], Float[Array, "R K"]]:
+    """The K best of the hypotheses and what is offered, best first; of equals the older."""
+    scores, index = jax.lax.top_k(jnp.concatenate([scores, offers], axis=1), scores.shape[1])
+    return jnp.take_along_axis(jnp.concatenate([ended, tokens], axis=1), index[..., None], axis=1), scores

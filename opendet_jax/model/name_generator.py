@@ -1,0 +1,80 @@
+"""The Object Name Generator (paper section 3.5): a VL-prompt goes into T5 as its only input position, a name comes out.
+
+Letters: R rows (objects), T tokens of a name, K beams, E text width, V vocabulary.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from opendet_jax.config import Ablation, ModelConfig
+from opendet_jax.model.beam_search import START, beam_search
+from opendet_jax.model.t5 import T5
+
+
+@struct.dataclass
+class Names:
+    """Generated names, best first: token 0, the name, </s> = 1 if it ended, zeros."""
+
+    tokens: Int[Array, "R K N1"]  # N1 = 1 + max_new_tokens
+    scores: Float[Array, "R K"]  # mean log-probability, as beam_search.py has it
+
+
+def normalise(prompts: Float[Array, "R E"]) -> Float[Array, "R E"]:
+    """x / (|x| + 1e-6), as float32; |x| gets no gradient at 0, where it has none."""
+    squares = jnp.square(prompts.astype(jnp.float32)).sum(-1, keepdims=True)
+    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return prompts / (norms + 1e-6)
+
+
+class NameGenerator(nn.Module):
+    """Prompts to names. `token_losses` trains it, `generate` uses it."""
+
+    config: ModelConfig
+    ablation: Ablation
+
+    def setup(self):
+        config = self.config
+        self.t5 = T5(config.t5, config.text_width, self.ablation.lora_head, jnp.dtype(config.dtype))
+        self.dropout = nn.Dropout(config.generator_dropout)
+
+    def token_losses(
+        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
+    ) -> Float[Array, "R T"]:
+        """Negative log-likelihood of each token of the names; 0 on padding.
+
+        Prompts are normalised here. A name ends with </s> = 1 and is padded with 0; a row of padding only is no
+        object, and its prompt influences nothing.
+        """
+        real = tokens != START
+        prompts = jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0)
+        prompts = self.dropout(normalise(prompts), deterministic=deterministic)
+        logits = self.teacher_forced_logits(prompts, tokens, deterministic)
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        return jnp.where(real, nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+
+    def teacher_forced_logits(
+        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
+    ) -> Float[Array, "R T V"]:
+        """Float32 logits of every token given the true ones before it. Prompts enter as they are.
+
+        The decoder's input is the name shifted by one, 0 in front; position t is seen if target t is real.
+        """
+        memory = self.t5.encode(prompts[:, None], deterministic)
+        shifted = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+        hidden = self.t5.decode(shifted, memory, tokens != START, deterministic)
+        return self.t5.head(hidden)
+
+    def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
+        """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens."""
+        if self.config.normalise_prompts_at_inference:
+            prompts = normalise(prompts)
+        memory = self.t5.encode(prompts[:, None], True)
+        decoding, cache = self.t5.start(memory, num_beams, max_new_tokens)
+        t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
+
+        def next_logits(tokens, position, lineage, cache):
+            return t5.apply(variables, decoding, tokens, position, lineage, cache, method=T5.step)
+
+        return Names(*beam_search(next_logits, cache, prompts.shape[0], num_beams, max_new_tokens))

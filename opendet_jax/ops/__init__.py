@@ -1,0 +1,1 @@
+"""Plain functions on arrays: boxes, assignment, suppression and deformable attention."""

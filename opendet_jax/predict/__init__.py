@@ -1,0 +1,1 @@
+"""A trained model put to use: the Detector, its Detections, and pictures of them."""

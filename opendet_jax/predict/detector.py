@@ -1,0 +1,92 @@
+"""The Python interface of a trained model: `load(folder).detect(image)`."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import flax.linen as nn
+import numpy as np
+
+from opendet_jax.batch import Images
+from opendet_jax.config import Config, PredictConfig
+from opendet_jax.data.buckets import choose, fit
+from opendet_jax.data.tokenizer import load_tokenizer
+from opendet_jax.data.transforms import evaluation_geometry, pad, transform_pixels
+from opendet_jax.inference import Inference, Selection
+from opendet_jax.model.opendet import OpenDet
+from opendet_jax.predict.detections import Detections
+from opendet_jax.predict.images import ImageLike, load_image
+from opendet_jax.train.checkpoint import restore
+
+_DEFAULTS = PredictConfig()
+
+
+class Detector:
+    """Finds and names objects. The first image of each padded size (`config.data.buckets`) takes a compilation."""
+
+    def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
+        self.config = config
+        self._inference = Inference(model, params, config, decode)
+
+    @overload
+    def detect(
+        self, images: ImageLike, max_detections: int = ..., min_score: float = ..., nms_iou: float = ...
+    ) -> Detections: ...
+
+    @overload
+    def detect(
+        self, images: Sequence[ImageLike], max_detections: int = ..., min_score: float = ..., nms_iou: float = ...
+    ) -> list[Detections]: ...
+
+    def detect(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        max_detections: int = _DEFAULTS.max_detections,
+        min_score: float = _DEFAULTS.min_score,
+        nms_iou: float = _DEFAULTS.nms_iou,
+    ) -> Detections | list[Detections]:
+        """The objects of one image, or a list of them for a list of images.
+
+        Args:
+            images: array (H, W, 3) of uint8 RGB or (H, W) of grey, path, or PIL image; or a list of these.
+            max_detections: the best so many are returned.
+            min_score: those that score less are not.
+            nms_iou: of two boxes that overlap more than this, the better one stays.
+
+        Raises:
+            TypeError, ValueError: an image of another kind, a missing or unreadable file (named), or a setting out of
+                range.
+        """
+        if max_detections < 1:
+            raise ValueError(f"max_detections is at least 1, not {max_detections}")
+        for name, value in (("min_score", min_score), ("nms_iou", nms_iou)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is between 0 and 1, not {value}")
+        selection = Selection(max_detections, float(min_score), float(nms_iou))
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return [self._detect_one(image, selection) for image in images]
+        return self._detect_one(images, selection)
+
+    def _detect_one(self, image: ImageLike, selection: Selection) -> Detections:
+        """As in evaluation: same size, same bucket."""
+        pixels = load_image(image)
+        height, width, _ = pixels.shape
+        data = self.config.data
+        geometry = evaluation_geometry(height, width, data)
+        bucket = data.buckets[choose(geometry.size, data.buckets)]
+        padded, mask = pad(transform_pixels(pixels, replace(geometry, size=fit(geometry.size, bucket))), bucket)
+        [found] = self._inference(Images(padded[None], mask[None]), [(height, width)], selection)
+        return Detections.from_found(found)
+
+
+def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
+    """The Detector of a trained model: the newest checkpoint in a workdir, or the one of a step.
+
+    Raises CheckpointError where there is none.
+    """
+    config, params, _ = restore(Path(folder), checkpoint)
+    return Detector(
+        OpenDet(config.model, config.ablation), params, config, load_tokenizer(config.data.tokenizer).decode
+    )

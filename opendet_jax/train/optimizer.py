@@ -1,0 +1,113 @@
+"""AdamW with one learning rate for each part of the model, and parameters that stay frozen (section 11 of the method).
+
+A frozen parameter gets no update and no weight decay, its Adam moments do not move, and its gradient does not count in
+the clipping norm.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import path_aware_map
+from jaxtyping import Array, Int
+
+from opendet_jax.config import Ablation, OptimizerConfig
+
+HEAD = ("name_generator", "t5", "lm_head", "kernel")
+EMBEDDING = ("name_generator", "t5", "shared", "embedding")
+
+
+def group_of(path: tuple[str, ...], config: OptimizerConfig, ablation: Ablation) -> str:
+    """The group of a parameter: backbone, detector, generator, head, embedding, or frozen for the whole run.
+
+    Without its LoRA factors the head is all that can adapt to the new prompts, so it then trains from the first step.
+    """
+    if path[0] == "backbone":
+        return "backbone"
+    if path[0] != "name_generator":
+        return "detector"
+    if not ablation.train_llm and "lm_head" not in path:
+        return "frozen"
+    for name, place, steps in (
+        ("head", HEAD, config.freeze_head_steps),
+        ("embedding", EMBEDDING, config.freeze_embedding_steps),
+    ):
+        if path == place and ablation.lora_head and steps != 0:
+            return "frozen" if steps < 0 else name
+    return "generator"
+
+
+def param_groups(params: dict[str, Any], config: OptimizerConfig, ablation: Ablation) -> dict[str, Any]:
+    """The tree of group names, one a parameter."""
+    return path_aware_map(lambda path, _: group_of(path, config, ablation), params)
+
+
+class _FreezeState(NamedTuple):
+    count: Int[Array, ""]
+    inner: Any
+
+
+def frozen_for(steps: int, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` from step `steps` on; before that no update, and the inner state as it was."""
+
+    def init(params):
+        return _FreezeState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(updates, state, params=None):
+        new_updates, new_inner = inner.update(updates, state.inner, params)
+        thawed = state.count >= steps
+        new_updates = jax.tree.map(lambda u: jnp.where(thawed, u, jnp.zeros_like(u)), new_updates)
+        new_inner = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), new_inner, state.inner)
+        return new_updates, _FreezeState(state.count + 1, new_inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rate(base: float, config: OptimizerConfig, delay: int = 0) -> optax.Schedule:
+    """Constant, a tenth after each decay step, optional linear warm-up; `delay`: steps frozen before the first."""
+    constant = optax.piecewise_constant_schedule(base, dict.fromkeys(config.decay_steps, 0.1))
+
+    def rate(count):
+        step = count + delay
+        warm = jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        return constant(step) * warm
+
+    return rate
+
+
+def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.GradientTransformation:
+    """Clipping over all that is not frozen, then AdamW by group."""
+
+    def adamw(base: float, delay: int = 0) -> optax.GradientTransformation:
+        return optax.adamw(_rate(base, config, delay), weight_decay=config.weight_decay)
+
+    def freezable(steps: int) -> optax.GradientTransformation:
+        return frozen_for(steps, adamw(config.generator_rate, delay=steps)) if steps > 0 else optax.set_to_zero()
+
+    def labels(params):
+        return param_groups(params, config, ablation)
+
+    unfrozen = optax.partition(
+        {
+            "backbone": optax.identity(),
+            "detector": optax.identity(),
+            "generator": optax.identity(),
+            "head": frozen_for(config.freeze_head_steps, optax.identity()),
+            "embedding": frozen_for(config.freeze_embedding_steps, optax.identity()),
+            "frozen": optax.set_to_zero(),
+        },
+        labels,
+    )
+    updates = optax.partition(
+        {
+            "backbone": adamw(config.backbone_rate),
+            "detector": adamw(config.detector_rate),
+            "generator": adamw(config.generator_rate),
+            "head": freezable(config.freeze_head_steps),
+            "embedding": freezable(config.freeze_embedding_steps),
+            "frozen": optax.set_to_zero(),
+        },
+        labels,
+    )
+    return optax.chain(unfrozen, optax.clip_by_global_norm(config.clip_norm), updates)

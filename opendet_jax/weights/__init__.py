@@ -1,0 +1,1 @@
+"""PyTorch checkpoints → our parameter tree."""

@@ -1,0 +1,30 @@
+"""Shared by all tests: shapes in annotations are checked at run time, and outside data is found by environment variables."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("opendet_jax", "beartype.beartype")
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    folder = Path(value)
+    assert folder.is_dir(), f"{variable}={value} is not a folder"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Photographs, names and tokenizers (OPENDET_DATA)."""
+    return _folder("OPENDET_DATA")
+
+
+@pytest.fixture(scope="session")
+def vectors_folder() -> Path:
+    """Numbers computed by the authors' program (OPENDET_VECTORS)."""
+    return _folder("OPENDET_VECTORS")

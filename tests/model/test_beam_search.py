@@ -1,0 +1,132 @@
+"""Beam search against the rule written out in plain Python, on small tables of next-token scores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opendet_jax.model.beam_search import _best_continuations, beam_search
+
+ROWS, VOCABULARY, LENGTH = 24, 9, 7
+
+
+def tables(seed: int, end_bonus: float) -> np.ndarray:
+    """Logits [row, position, token, next token]."""
+    table = np.random.default_rng(seed).standard_normal((ROWS, LENGTH, VOCABULARY, VOCABULARY))
+    table[..., 1] += end_bonus
+    return table.astype(np.float32)
+
+
+def search(table: np.ndarray, num_beams: int, length: int = LENGTH):
+    """`beam_search` with a cache of each slot's tokens, from which the lineage must rebuild each beam's past."""
+
+    def next_logits(tokens, position, lineage, written):
+        written = written.at[:, position].set(tokens)
+        history = jnp.einsum("rknj,rnj->rkn", lineage.astype(jnp.int32), written)
+        logits = jnp.asarray(table)[jnp.arange(len(table))[:, None], position, tokens]
+        # The history enters, so that a wrong one changes the result.
+        nudge = (history * jnp.arange(1, length + 1)).sum(-1, keepdims=True) % 5
+        return logits + 0.1 * nudge * (jnp.arange(VOCABULARY) % 3), written
+
+    def run():
+        cache = jnp.zeros((len(table), length, num_beams), jnp.int32)
+        return beam_search(next_logits, cache, len(table), num_beams, length)
+
+    return jax.tree.map(np.asarray, jax.jit(run)())
+
+
+def by_hand(table: np.ndarray, num_beams: int, length: int = LENGTH) -> tuple[list[list[int]], list[float]]:
+    """The rule, one row [position, token, next token] at a time."""
+    running, kept, done = [([0], 0.0)] + [([0], -1e9)] * (num_beams - 1), [], False
+
+    def offer(sequence, score):
+        kept.append((sequence, score))
+        kept.sort(key=lambda item: -item[1])
+        del kept[num_beams:]
+
+    for position in range(length):
+        candidates = []
+        for sequence, total in running:
+            nudge = sum(token * (place + 1) for place, token in enumerate(sequence)) % 5
+            logits = table[position, sequence[-1]] + np.float32(0.1) * nudge * (np.arange(VOCABULARY) % 3)
+            log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+            candidates += [([*sequence, word], total + log_probs[word]) for word in range(VOCABULARY)]
+        candidates.sort(key=lambda item: -item[1])
+        candidates = candidates[: 2 * num_beams]
+        for sequence, total in candidates[:num_beams]:
+            if sequence[-1] == 1:
+                offer(sequence, total / (position + 1))
+        running = [item for item in candidates if item[0][-1] != 1][:num_beams]
+        if len(kept) == num_beams and kept[-1][1] >= candidates[0][1] / (position + 1):
+            done = True
+            break
+    if not done:
+        for sequence, total in running:
+            offer(sequence, total / (1 + length))
+    return [item[0] for item in kept], [item[1] for item in kept]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3, 4])
+@pytest.mark.parametrize("end_bonus", [-8.0, 0.5, 2.5])  # no row ends; some do; most do
+def test_rule(num_beams, end_bonus):
+    table = tables(num_beams, end_bonus)
+    tokens, scores = search(table, num_beams)
+    ended = 0
+    for row in range(ROWS):
+        want, want_scores = by_hand(table[row], num_beams)
+        padded = [sequence + [0] * (1 + LENGTH - len(sequence)) for sequence in want]
+        np.testing.assert_array_equal(tokens[row], padded, err_msg=f"row {row}")
+        np.testing.assert_allclose(scores[row], want_scores, atol=2e-6)
+        ended += sum(1 in sequence for sequence in want)
+    assert (ended > 0) == (end_bonus > -8)
+
+
+def test_rows_do_not_meet():
+    """A row that is done waits unchanged for the others, and alone it comes out the same."""
+    table = tables(7, 1.5)
+    table[0, :, :, 1] += 30  # done at once
+    table[1, :, :, 1] -= 30  # runs to the last token
+    together = search(table, 3)
+    for row in (0, 1, 2):
+        alone = search(table[row : row + 1], 3)
+        for got, want in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(got[0], want[row])
+
+
+def test_stops_when_all_rows_are_done():
+    calls = []
+
+    def next_logits(tokens, position, lineage, cache):
+        jax.debug.callback(lambda p: calls.append(int(p)), position)
+        logits = jnp.where(jnp.arange(VOCABULARY) == 1, 5.0, 0.0)
+        return jnp.broadcast_to(logits, (*tokens.shape, VOCABULARY)), cache
+
+    tokens, _ = jax.jit(lambda: beam_search(next_logits, (), 4, 1, 30))()
+    jax.effects_barrier()
+    assert calls == [0]
+    np.testing.assert_array_equal(tokens[0, 0], [0, 1] + [0] * 29)
+
+
+def test_lineage_has_one_slot_a_position():
+    table, seen = tables(3, 0.5), []
+
+    def next_logits(tokens, position, lineage, cache):
+        past = (lineage.sum(-1) == (jnp.arange(LENGTH) <= position)).all()
+        present = (lineage[:, :, position] == jnp.eye(3, dtype=bool)).all()
+        jax.debug.callback(lambda ok: seen.append(bool(ok)), past & present)
+        return jnp.asarray(table)[jnp.arange(ROWS)[:, None], position, tokens], cache
+
+    jax.block_until_ready(jax.jit(lambda: beam_search(next_logits, (), ROWS, 3, LENGTH))())
+    jax.effects_barrier()
+    assert len(seen) > 1
+    assert all(seen)
+
+
+@pytest.mark.parametrize("vocabulary", [4, 50])  # fewer and more tokens than candidates
+def test_two_stage_top_k_is_the_global_one(vocabulary):
+    """With ties: of equal totals the lower flat index comes first."""
+    totals = np.random.default_rng(0).integers(0, 6, (40, 3, vocabulary)).astype(np.float32)
+    sums, parents, words = _best_continuations(jnp.asarray(totals), 6)
+    order = np.argsort(-totals.reshape(40, -1), axis=1, kind="stable")[:, :6]
+    np.testing.assert_array_equal(np.asarray(parents) * vocabulary + words, order)
+    np.testing.assert_array_equal(sums, np.take_along_axis(totals.reshape(40, -1), order, axis=1))

@@ -1,0 +1,123 @@
+"""Swin: sizes that fit no window, against an independent implementation, stochastic depth, and published sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import SwinBackbone
+from transformers import SwinConfig as HuggingFaceConfig
+
+from opendet_jax.config import SwinConfig
+from opendet_jax.model.swin import PatchMerging, Swin, shifted_regions
+from opendet_jax.weights.rules import convert
+from opendet_jax.weights.swin import swin_rules
+
+TINY = SwinConfig(embed_dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=3, drop_path_rate=0.3)
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def authors_names(state):
+    """Hugging Face's names of a SwinBackbone → those of the authors' (and Microsoft's) checkpoints."""
+    out = {}
+    for name, value in state.items():
+        name = name.replace("embeddings.patch_embeddings.projection", "patch_embed.proj")
+        name = name.replace("embeddings.norm", "patch_embed.norm").replace("encoder.layers", "layers")
+        name = name.replace("layernorm_before", "norm1").replace("layernorm_after", "norm2")
+        name = name.replace("attention.output.dense", "attn.proj").replace("intermediate.dense", "mlp.fc1")
+        name = name.replace("output.dense", "mlp.fc2").replace("attention.self.relative", "attn.relative")
+        for i in (2, 3, 4):
+            name = name.replace(f"hidden_states_norms.stage{i}", f"norm{i - 1}")
+        out[name] = value
+    for name in [name for name in out if "attention.self.query" in name]:
+        parts = [out.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        out[name.replace("attention.self.query", "attn.qkv")] = np.concatenate(parts)
+    return out
+
+
+@pytest.mark.parametrize("size", [(64, 96), (52, 71)])
+def test_equals_an_independent_implementation(size):
+    torch.manual_seed(0)
+    config = HuggingFaceConfig(
+        embed_dim=TINY.embed_dim,
+        depths=list(TINY.depths),
+        num_heads=list(TINY.num_heads),
+        window_size=TINY.window_size,
+        out_features=["stage2", "stage3", "stage4"],
+        initializer_range=0.2,
+    )
+    peer = SwinBackbone(config).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        images = torch.randn(2, 3, *size)
+        want = [out.permute(0, 2, 3, 1).numpy() for out in peer(images).feature_maps]
+    state = authors_names({name: value.numpy() for name, value in peer.state_dict().items()})
+    params = convert(state, swin_rules("", "backbone"))["backbone"]
+    got = Swin(TINY).apply({"params": params}, jnp.asarray(images.permute(0, 2, 3, 1).numpy()))
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("embed_dim", "depth", "heads", "window", "millions"),
+    [(96, 6, 3, 7, 27.5), (96, 18, 3, 7, 48.8), (192, 18, 6, 12, 195.2)],
+)
+def test_published_sizes(embed_dim, depth, heads, window, millions):
+    config = SwinConfig(embed_dim, (2, 2, depth, 2), tuple(heads * 2**i for i in range(4)), window)
+    images = jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(Swin(config).init, jax.random.key(0), images)
+    assert round(count(shapes) / 1e6, 1) == millions
+    maps = jax.eval_shape(lambda: Swin(config).init_with_output(jax.random.key(0), images)[0])
+    assert [m.shape for m in maps] == [(1, 64 // s, 64 // s, embed_dim * s // 4) for s in (8, 16, 32)]
+
+
+def test_drop_path_needs_a_key_and_drops_whole_samples():
+    images = jnp.tile(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)), (8, 1, 1, 1))
+    params = Swin(TINY).init(jax.random.key(1), images)
+    run = jax.jit(lambda key: Swin(TINY).apply(params, images, deterministic=False, rngs={"dropout": key})[0])
+    out = np.asarray(run(jax.random.key(2)))
+    assert len({row.tobytes() for row in out}) > 1
+    np.testing.assert_array_equal(out, run(jax.random.key(2)))
+    still = np.asarray(Swin(TINY).apply(params, images)[0])
+    assert len({row.tobytes() for row in still}) == 1
+
+
+def test_remat_changes_nothing():
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    params = Swin(TINY).init(jax.random.key(1), images)
+
+    def loss(params, remat):
+        out = Swin(TINY, remat).apply(params, images, deterministic=False, rngs={"dropout": jax.random.key(2)})
+        return sum((x**2).mean() for x in out)
+
+    plain, rematted = (jax.jit(jax.grad(loss), static_argnums=1)(params, remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, rematted)
+
+
+def test_bfloat16_activations():
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    params = Swin(TINY).init(jax.random.key(1), images)
+    half = Swin(TINY, dtype=jnp.bfloat16).apply(params, images)
+    for ours, full in zip(half, Swin(TINY).apply(params, images), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), full, atol=0.1)
+
+
+def test_shifted_regions_separate_what_rolling_brought_together():
+    regions = shifted_regions(6, 6, 3, 1)
+    assert (regions[0] == regions[0, 0]).all()
+    assert len(np.unique(regions[-1])) == 4
+    np.testing.assert_array_equal(regions[1].reshape(3, 3)[:, 1] != regions[1].reshape(3, 3)[:, 2], True)
+
+
+def test_merging_takes_the_square_column_by_column():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    layer = PatchMerging()
+    params = {"norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}, "reduction": {"kernel": jnp.eye(4, 2)}}
+    out = layer.apply({"params": params}, x)
+    deviation = np.sqrt(1.25 + 1e-5)
+    np.testing.assert_allclose(out[0, 0, 0], np.array([0 - 1.5, 2 - 1.5]) / deviation, rtol=1e-5)

@@ -1,0 +1,93 @@
+"""Configs: every shipped file builds; wrong fields and values are refused by name; overrides on the command line."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from opendet_jax.config import Config, ConfigError
+
+SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis"]
+
+
+def shipped(name: str) -> Config:
+    return Config.from_dict(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_config_survives_a_round_trip_through_json(name):
+    config = shipped(name)
+    assert config.name == name
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_paper_values():
+    config = shipped("swin_t")
+    assert config.optimizer.weight_decay == 0.05
+    assert (config.optimizer.detector_rate, config.optimizer.backbone_rate, config.optimizer.generator_rate) == (
+        1e-4,
+        1e-5,
+        2e-4,
+    )
+    assert (config.optimizer.clip_norm, config.optimizer.decay_steps, config.train.steps) == (0.1, (250_000,), 300_000)
+    assert (config.model.max_queries, config.model.score_threshold, config.data.batch_size) == (900, 0.05, 8)
+    large = shipped("swin_l").model.backbone
+    assert (large.embed_dim, large.depths, large.window_size) == (192, (2, 2, 18, 2), 12)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"stps": 3}}, r"config\.train\.stps does not exist; did you mean config\.train\.steps\?"),
+        ({"model": {"width": 100}}, r"config\.model\.width = 100: must be a multiple of 32"),
+        ({"model": {"dtype": "float16"}}, r"config\.model\.dtype = 'float16'.*'float32', 'bfloat16'"),
+        ({"train": {"steps": "many"}}, r"config\.train\.steps = 'many': must be int"),
+        ({"train": {"steps": True}}, r"config\.train\.steps = True: must be int"),
+        ({"train": 3}, r"config\.train = 3: must be a section"),
+        ({"data": {"buckets": [[100, 128]]}}, r"config\.data\.buckets = \(100, 128\): must be multiples of 32"),
+        ({"data": {"crop_range": [1, 2, 3]}}, r"config\.data\.crop_range = \[1, 2, 3\]: must have 2 entries"),
+        ({"data": {"text_embeddings": "table"}}, r"config\.data\.text_table = ''"),
+        ({"model": {"min_queries": 901}}, r"config\.model\.min_queries = 901: must be at most"),
+        ({"optimizer": {"clip_norm": 0}}, r"config\.optimizer\.clip_norm = 0\.0: must be positive"),
+    ],
+)
+def test_wrong_values_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(values)
+
+
+def test_whole_numbers_become_floats():
+    assert isinstance(Config.from_dict({"optimizer": {"clip_norm": 1}}).optimizer.clip_norm, float)
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().name = "other"  # pyright: ignore
+
+
+def main(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "opendet_jax.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line_names_the_nearest_field(tmp_path):
+    done = main("--config=configs/scenes_tiny.py", f"--workdir={tmp_path}", "--config.train.stps=3")
+    assert done.returncode != 0
+    assert 'Did you mean "steps" instead of "stps"?' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_command_line_refuses_a_bad_value(tmp_path):
+    done = main("--config=configs/scenes_tiny.py", f"--workdir={tmp_path}", "--config.model.width=33")
+    assert done.returncode != 0
+    assert "error: config.model.width = 33: must be a multiple of 32" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_eval_without_a_checkpoint_says_so(tmp_path):
+    done = main("--config=configs/scenes_tiny.py", f"--workdir={tmp_path}", "--mode=eval")
+    assert done.returncode != 0
+    assert f"error: no checkpoint in {tmp_path}" in done.stderr

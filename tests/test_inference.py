@@ -1,0 +1,170 @@
+"""Which detections are kept and named, with a model whose outputs are its parameters."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.scenes_tiny import get_config
+from opendet_jax import inference as inference_module
+from opendet_jax.batch import Images
+from opendet_jax.config import Config, EvalConfig
+from opendet_jax.inference import Inference, Selection
+from opendet_jax.model.opendet import OpenDet, init_params
+
+BEAMS, NEW_TOKENS = 2, 3
+CONFIG = Config(eval=EvalConfig(num_beams=BEAMS, max_new_tokens=NEW_TOKENS))
+
+
+class Scripted(nn.Module):
+    """Says what its parameters say; the prompt of a query is (image number, query number)."""
+
+    @nn.compact
+    def detect(self, images):
+        boxes, logits, valid = (
+            self.variable("params", name, lambda: None).value for name in ("boxes", "logits", "valid")
+        )
+        batch, queries = logits.shape
+        prompts = jnp.stack(jnp.meshgrid(jnp.arange(batch), jnp.arange(queries), indexing="ij"), -1)
+        decoded = SimpleNamespace(boxes=jnp.stack([boxes * 0, boxes]), objectness=jnp.stack([logits * 0, logits]))
+        return SimpleNamespace(
+            decoded=decoded, queries=SimpleNamespace(valid=valid), prompts=prompts.astype(jnp.float32)
+        )
+
+    def generate(self, prompts, num_beams, max_new_tokens):
+        rows = prompts[:, None, :].astype(jnp.int32)
+        beams = jnp.broadcast_to(jnp.arange(num_beams)[:, None], (num_beams, 1))
+        tokens = jnp.concatenate(
+            [jnp.broadcast_to(x, (len(prompts), num_beams, x.shape[-1])) for x in (rows, beams)], axis=-1
+        )
+        tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, 1 + max_new_tokens - tokens.shape[-1])))
+        return SimpleNamespace(tokens=tokens, scores=-jnp.ones((len(prompts), num_beams)) - jnp.arange(num_beams))
+
+
+def decode(tokens):
+    assert tokens.shape == (1 + NEW_TOKENS,)
+    image, query, beam = tokens[:3]
+    return f"image {image} query {query} beam {beam}"
+
+
+def scripted(boxes, logits, valid=None, config=CONFIG):
+    logits = np.asarray(logits, np.float32)
+    valid = np.ones(logits.shape, bool) if valid is None else np.asarray(valid)
+    return Inference(
+        Scripted(), {"boxes": np.asarray(boxes, np.float32), "logits": logits, "valid": valid}, config, decode
+    )
+
+
+def images(batch):
+    return Images(np.zeros((batch, 32, 32, 3), np.uint8), np.ones((batch, 32, 32), bool))
+
+
+EVERYTHING = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above=300)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(inference_module, "NAMING_CHUNK", 4)
+
+
+def spread(batch, queries, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.uniform(0, 1, (batch, queries, 2)), rng.uniform(0.01, 0.4, (batch, queries, 2))], -1)
+
+
+def test_boxes_are_pixels_of_the_original_image_and_clipped_to_it():
+    found = scripted([[[0.5, 0.5, 0.5, 0.25], [0.9, 0.1, 0.4, 0.4]]], [[0.0, -1.0]])(
+        images(1), [(100, 200)], EVERYTHING
+    )
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0].boxes, [[50, 37.5, 150, 62.5], [140, 0, 200, 30]], rtol=1e-6)
+    np.testing.assert_allclose(found[0].scores, [0.5, 1 / (1 + np.e)], rtol=1e-6)
+    assert found[0].names[1] == ["image 0 query 1 beam 0", "image 0 query 1 beam 1"]
+    np.testing.assert_array_equal(found[0].name_scores, [[-1, -2]] * 2)
+
+
+def test_sorted_by_score_over_several_chunks_and_images():
+    boxes, logits = spread(3, 7), np.random.default_rng(1).normal(size=(3, 7))
+    found = scripted(boxes, logits)(images(3), [(10, 10)] * 3, EVERYTHING)
+    for image, one in enumerate(found):
+        order = np.argsort(-logits[image])
+        assert [names[0] for names in one.names] == [f"image {image} query {query} beam 0" for query in order]
+        assert (np.diff(one.scores) <= 0).all()
+        assert one.boxes.shape == (7, 4)
+        assert one.name_scores.shape == (7, BEAMS)
+
+
+def test_only_the_best_valid_ones_are_kept():
+    logits = [[3.0, 2.0, 1.0, 0.0, -3.0]]
+    valid = [[True, False, True, True, True]]
+    kept = Selection(max_detections=2, min_score=0.1, nms_iou=0.9)
+    found = scripted(spread(1, 5), logits, valid)(images(1), [(10, 10)], kept)[0]
+    assert [names[0].split()[3] for names in found.names] == ["0", "2"]
+    many = Selection(max_detections=10, min_score=0.1, nms_iou=0.9)
+    found = scripted(spread(1, 5), logits, valid)(images(1), [(10, 10)], many)[0]
+    assert [names[0].split()[3] for names in found.names] == ["0", "2", "3"]
+
+
+def test_what_fills_the_batch_up_is_dropped():
+    boxes, logits = spread(3, 6), np.random.default_rng(1).normal(size=(3, 6))
+    full = scripted(boxes, logits)(images(3), [(10, 20), (30, 10)], EVERYTHING)
+    boxes[2], logits[2] = 0.5, 50.0
+    assert len(full) == 2
+    for a, b in zip(full, scripted(boxes, logits)(images(3), [(10, 20), (30, 10)], EVERYTHING), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
+
+
+def test_suppression_depends_on_the_number_of_valid_queries():
+    boxes = np.full((2, 4, 4), 0.5)
+    valid = [[True] * 4, [True, True, False, False]]
+    inference = scripted(boxes, [[0.0, 3.0, 2.0, 1.0]] * 2, valid)
+    counts = {}
+    for above in (0, 3, 4):
+        selection = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above=above)
+        counts[above] = [len(found.scores) for found in inference(images(2), [(10, 10)] * 2, selection)]
+    assert counts == {0: [1, 1], 3: [1, 2], 4: [4, 2]}
+
+
+def test_nothing_found():
+    found = scripted(spread(2, 3), np.zeros((2, 3)), np.zeros((2, 3), bool))(images(2), [(10, 10)] * 2, EVERYTHING)
+    for one in found:
+        assert one.boxes.shape == (0, 4)
+        assert one.name_scores.shape == (0, BEAMS)
+        assert one.names == []
+
+
+def test_parameters_may_be_replaced():
+    inference = scripted(spread(1, 3), [[0.0, 1.0, 2.0]])
+    inference(images(1), [(10, 10)], EVERYTHING)
+    inference.params = {**inference.params, "logits": np.array([[2.0, 1.0, 0.0]], np.float32)}
+    found = inference(images(1), [(10, 10)], EVERYTHING)[0]
+    assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
+    assert inference._detect._cache_size() == 1
+
+
+def test_fits_the_model():
+    """Traced, not run: what OpenDet gives is what is asked of it."""
+    config = Config.from_dict(get_config())
+    model = OpenDet(config.model, config.ablation)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    inference = Inference(model, params, config, decode)
+    photographs = Images(np.zeros((2, 128, 128, 3), np.uint8), np.ones((2, 128, 128), bool))
+    found = jax.eval_shape(partial(inference._candidates, selection=EVERYTHING), params, photographs)
+    queries, width, limits = config.model.max_queries, config.model.text_width, config.eval
+    assert (found.corners.shape, found.scores.shape) == ((2, queries, 4), (2, queries))
+    assert (found.kept.dtype, found.prompts.shape) == (bool, (2, queries, width))
+    tokens, scores = jax.eval_shape(inference._names, params, found.prompts, np.zeros(4, int))
+    assert tokens.shape == (4, limits.num_beams, 1 + limits.max_new_tokens)
+    assert scores.shape == (4, limits.num_beams)
+
+
+def test_naming_compiles_once_whatever_is_kept():
+    inference = scripted(spread(2, 6), np.linspace(-2, 2, 12).reshape(2, 6))
+    for limit in (1, 3, 6):
+        selection = Selection(max_detections=limit, min_score=0.0, nms_iou=0.9, nms_above=300)
+        inference(images(2), [(10, 10)] * 2, selection)
+    assert inference._generate._cache_size() == 1

@@ -1,0 +1,74 @@
+"""Checkpoints: exact round trips, and clear errors for what is missing or does not fit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opendet_jax.config import Config
+from opendet_jax.train.checkpoint import CheckpointError, Checkpoints, restore
+from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.state import TrainState
+
+
+@pytest.fixture
+def state() -> TrainState:
+    params = {"backbone": {"x": jnp.arange(4.0) / 3}, "decoder": {"y": jnp.ones((2, 3)) / 7}}
+    optimizer = make_optimizer(Config().optimizer, Config().ablation)
+    opt_state = optimizer.init(params)
+    _, opt_state = optimizer.update(jax.tree.map(jnp.ones_like, params), opt_state, params)
+    return TrainState(jnp.asarray(3, jnp.int32), params, opt_state)
+
+
+def save(workdir, state, config=None) -> None:
+    checkpoints = Checkpoints(workdir, config or Config(), keep=2)
+    checkpoints.save(state, {"next_index": 3})
+    checkpoints.close()
+
+
+def test_round_trip_is_exact(tmp_path, state):
+    save(tmp_path, state)
+    checkpoints = Checkpoints(tmp_path, Config())
+    template = jax.tree.map(jnp.zeros_like, state)
+    got, iterator = checkpoints.restore(template, 3)
+    checkpoints.close()
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert iterator == {"next_index": 3}
+
+
+def test_restore_for_inference(tmp_path, state):
+    config = dataclasses.replace(Config(), name="mine")
+    save(tmp_path, state, config)
+    got_config, params, step = restore(tmp_path)
+    assert (got_config, step) == (config, 3)
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+
+def test_only_the_newest_are_kept(tmp_path, state):
+    for step in (1, 2, 3):
+        save(tmp_path, state.replace(step=jnp.asarray(step, jnp.int32)))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "3"]
+
+
+def test_missing_checkpoints_are_named(tmp_path, state):
+    with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}"):
+        restore(tmp_path)
+    save(tmp_path, state)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 8 in .*; there are 3"):
+        restore(tmp_path, 8)
+
+
+def test_another_config_is_refused_field_by_field(tmp_path, state):
+    save(tmp_path, state)
+    model = dataclasses.replace(Config().model, width=64)
+    other = dataclasses.replace(Config(), model=model, data=dataclasses.replace(Config().data, tokenizer="byt5"))
+    checkpoints = Checkpoints(tmp_path, other)
+    with pytest.raises(CheckpointError, match=r"model\.width: checkpoint 256, config 64") as error:
+        checkpoints.restore(state, 3)
+    checkpoints.close()
+    assert "data.tokenizer: checkpoint 'google/flan-t5-base', config 'byt5'" in str(error.value)
+    assert "ffn_width" not in str(error.value)
