@@ -9,7 +9,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow lint venv clean
+.PHONY: run test test-slow lint golden venv clean
 
 run: .venv/run
 	$(MAIN) --mode=train
@@ -28,6 +28,9 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+golden: .venv/test
+	$(BIN)/python -m tests.golden.parameters
 
 venv: .venv/test
 

@@ -47,6 +47,21 @@ class T5Config:
 
 
 @dataclass(frozen=True)
+class CLIPTextConfig:
+    """Sizes of CLIP's text tower; the defaults are those of ViT-L/14@336px. Its output's width is E."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    ffn_width: int = 3072
+    max_tokens: int = 77
+    text_width: int = 768  # E
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    end_token: int = 49407
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     backbone: SwinConfig = field(default_factory=SwinConfig)
     t5: T5Config = field(default_factory=T5Config)
@@ -149,6 +164,15 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Folders written by `python -m opendet_jax.weights convert` that training starts from; empty: random numbers."""
+
+    model: str = ""  # a whole model; a workdir of this program will do
+    backbone: str = ""
+    t5: str = ""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     steps: int = 300_000
     seed: int = 0
@@ -188,6 +212,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
@@ -243,6 +268,9 @@ class Config:
             )
         low, high = data.crop_range
         _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
+        _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
+        for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0)):
+            _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
         for name in ("flip_probability", "crop_probability"):
             value = getattr(data, name)
             _require(0 <= value <= 1, f"data.{name}", value, "a probability")
@@ -258,13 +286,24 @@ class Config:
         for name in ("freeze_head_steps", "freeze_embedding_steps"):
             value = getattr(optimizer, name)
             _require(value >= -1, f"optimizer.{name}", value, "−1 (the whole run), 0 (never) or a number of steps")
+        _require(
+            not (self.init.model and (self.init.backbone or self.init.t5)),
+            "init.model",
+            self.init.model,
+            "empty where init.backbone or init.t5 is given: a whole model holds both",
+        )
         _require(self.train.steps >= 1, "train.steps", self.train.steps, "at least 1")
         for name in ("log_every", "checkpoint_every", "eval_every"):
             value = getattr(self.train, name)
             _require(value >= 0, f"train.{name}", value, "0 (only at the end) or more")
         _require(self.eval.num_beams >= 1, "eval.num_beams", self.eval.num_beams, "at least 1")
-        for section, iou in (("eval", self.eval.nms_iou), ("predict", self.predict.nms_iou)):
-            _require(0 < iou <= 1, f"{section}.nms_iou", iou, "above 0, at most 1")
+        _require(self.eval.max_new_tokens >= 1, "eval.max_new_tokens", self.eval.max_new_tokens, "at least 1")
+        for section, fields in (("eval", self.eval), ("predict", self.predict)):
+            _require(0 < fields.nms_iou <= 1, f"{section}.nms_iou", fields.nms_iou, "above 0, at most 1")
+            _require(0 <= fields.min_score <= 1, f"{section}.min_score", fields.min_score, "between 0 and 1")
+            _require(fields.max_detections >= 1, f"{section}.max_detections", fields.max_detections, "at least 1")
+        for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", self.eval.limit)):
+            _require(limit >= 0, name, limit, "0 (all) or a number of images")
 
 
 class ConfigError(InputError):
@@ -306,6 +345,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    assert isinstance(kind, type), f"{where} is annotated with {kind}"
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{where} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return value

@@ -34,7 +34,7 @@ def main(_: Sequence[str]) -> None:
     enable_cache()
     modes = {"train": train, "eval": evaluate_checkpoint, "predict": predict_from_config}
     try:
-        modes[MODE.value](Config.from_dict(CONFIG.value), Path(WORKDIR.value))
+        modes[MODE.value](Config.from_dict(CONFIG.value), Path(str(WORKDIR.value)))
     except InputError as error:
         sys.exit(f"error: {error}")
 

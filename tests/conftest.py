@@ -1,4 +1,4 @@
-"""Shared by all tests: shapes in annotations are checked at run time, and outside data is found by environment variables."""
+"""Shared by all tests: shapes in annotations are checked at run time; environment variables name outside data."""
 
 import os
 from pathlib import Path

@@ -51,6 +51,9 @@ def test_paper_values():
         ({"data": {"crop_range": [1, 2, 3]}}, r"config\.data\.crop_range = \[1, 2, 3\]: must have 2 entries"),
         ({"data": {"text_embeddings": "table"}}, r"config\.data\.text_table = ''"),
         ({"model": {"min_queries": 901}}, r"config\.model\.min_queries = 901: must be at most"),
+        ({"data": {"scenes_size": 16}}, r"config\.data\.scenes_size = 16: must be at least 32"),
+        ({"data": {"train_limit": -1}}, r"config\.data\.train_limit = -1: must be 0 \(all\)"),
+        ({"predict": {"min_score": 1.5}}, r"config\.predict\.min_score = 1\.5: must be between 0 and 1"),
         ({"optimizer": {"clip_norm": 0}}, r"config\.optimizer\.clip_norm = 0\.0: must be positive"),
     ],
 )

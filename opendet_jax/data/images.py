@@ -10,9 +10,10 @@ from numpy import ndarray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from opendet_jax.data.records import Record
+from opendet_jax.errors import InputError
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """A file that is missing, damaged, or not the picture its json describes: the message names it."""
 
 

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from opendet_jax.data.records import Category, Dataset, Problems, Record
+from opendet_jax.errors import InputError
 
 PARTS = ("images", "annotations", "categories")
 
 
-class AnnotationError(ValueError):
+class AnnotationError(InputError):
     """A json that cannot be used: the message names the file, the entry and the field."""
 
 

@@ -39,7 +39,7 @@ MAX_ROTATION = math.radians(20)
 MAX_STRETCH = 1.2
 OVERSAMPLING = 3  # shapes are drawn this much larger and averaged down
 
-TAIL_OFFSET, TAIL_EXPONENT = 5.0, 1.6  # weight of rank k = 0, 1, …: (k + 5)^-1.6
+TAIL_OFFSET, TAIL_EXPONENT = 5.0, 1.0  # weight of rank k = 0, 1, …: 1 / (k + 5)
 RANKING_SEED = 3380  # a ranking of the names under which no colour, pattern or shape dominates
 
 

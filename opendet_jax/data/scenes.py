@@ -22,8 +22,8 @@ from opendet_jax.data.scene_drawing import KINDS, SPLITS, SceneObject, Split, dr
 
 JPEG_QUALITY = 92
 
-# A category is rare below 1 % of the training images and frequent from 4 % on, whatever their number.
-RARE_BELOW, FREQUENT_FROM = 0.01, 0.04
+# A category is rare below 2.5 % of the training images and frequent from 6 % on, whatever their number.
+RARE_BELOW, FREQUENT_FROM = 0.025, 0.06
 
 
 def generate(

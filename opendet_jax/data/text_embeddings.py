@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from opendet_jax.config import DataConfig
+from opendet_jax.errors import InputError
 
 
-class EmbeddingError(ValueError):
+class EmbeddingError(InputError):
     """A table that cannot be used, or that lacks names of the data set: the message names it and them."""
 
 

@@ -7,11 +7,13 @@ from jaxtyping import Int
 from numpy import ndarray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
+from opendet_jax.errors import InputError
+
 PADDING = 0
 END = 1
 
 
-class TokenizerError(ValueError):
+class TokenizerError(InputError):
     """The configured tokenizer cannot be used, or a name cannot be written in it."""
 
 
@@ -29,16 +31,26 @@ class Tokenizer:
     def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
         """The name that tokens spell. Padding, </s> and other special tokens do not show, nor does space around it."""
         ids = [int(token) for token in tokens if token < self.size]
-        return self._inner.decode(ids, skip_special_tokens=True).strip()
+        return str(self._inner.decode(ids, skip_special_tokens=True)).strip()
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: "byt5" (bytes; needs no file), else a folder or a name on the hub.
 
-    Raises TokenizerError if there is none, or its padding is not 0 or its </s> not 1.
+    Raises TokenizerError if there is none, its padding is not 0 or its </s> not 1, or it has more tokens than the
+    language model's `vocab_size` (V).
     """
+    tokenizer = Tokenizer(_pretrained(name))
+    if tokenizer.size > vocab_size:
+        raise TokenizerError(
+            f"data.tokenizer: {name!r} has {tokenizer.size} tokens, config.model.t5.vocab_size is {vocab_size}"
+        )
+    return tokenizer
+
+
+def _pretrained(name: str) -> PreTrainedTokenizerBase:
     if name == "byt5":
-        return Tokenizer(ByT5Tokenizer())
+        return ByT5Tokenizer()
     try:
         inner = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # which one depends on what is missing: folder, file, network, package
@@ -50,7 +62,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"data.tokenizer: {name!r} is not a T5 tokenizer: padding is {inner.pad_token_id} and </s> "
             f"{inner.eos_token_id}, not {PADDING} and {END}"
         )
-    return Tokenizer(inner)
+    return inner
 
 
 def encode_names(tokenizer: Tokenizer, names: Sequence[str], max_tokens: int) -> Int[ndarray, "n T"]:

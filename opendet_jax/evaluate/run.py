@@ -16,6 +16,6 @@ def evaluate_checkpoint(config: Config, workdir: Path) -> None:
     saved, params, step = restore(workdir, config.eval.checkpoint)
     check_same(saved.to_dict(), config, workdir)
     _, eval_set = load_datasets(config, workdir)
-    decode = load_tokenizer(config.data.tokenizer).decode
+    decode = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size).decode
     inference = Inference(OpenDet(config.model, config.ablation), params, config, decode)
     evaluate(inference, eval_set, config, workdir, step)

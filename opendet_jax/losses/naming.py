@@ -18,7 +18,7 @@ class TextNoise:
     uniform: Float[Array, "B G E"]  # in [0, 1)
 
 
-def draw_text_noise(key: PRNGKeyArray, shape: tuple[int, int, int]) -> TextNoise:
+def draw_text_noise(key: PRNGKeyArray, shape: tuple[int, ...]) -> TextNoise:
     """Numbers for texts of shape (B, G, E)."""
     normal_key, uniform_key = jax.random.split(key)
     return TextNoise(normal=jax.random.normal(normal_key, shape), uniform=jax.random.uniform(uniform_key, shape))

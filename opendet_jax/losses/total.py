@@ -7,7 +7,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig
 from opendet_jax.losses.boxes import giou_loss, l1_loss
-from opendet_jax.losses.chunks import TokenLosses, real_token_losses
 from opendet_jax.losses.distillation import distillation_loss
 from opendet_jax.losses.focal import objectness_focal_loss
 from opendet_jax.losses.joint import joint_loss
@@ -18,6 +17,7 @@ from opendet_jax.losses.sets import clean_targets, denoising_sets, matching_sets
 from opendet_jax.model.distiller import Prompts
 from opendet_jax.model.opendet import Training
 from opendet_jax.ops.boxes import iou, to_corners
+from opendet_jax.ops.chunks import TokenLosses, real_token_losses
 
 LossTerms = dict[str, Float[Array, ""]]
 

@@ -3,6 +3,9 @@
 Letters: R rows (objects), T tokens of a name, K beams, E text width, V vocabulary.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -11,6 +14,9 @@ from jaxtyping import Array, Float, Int
 from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.beam_search import START, beam_search
 from opendet_jax.model.t5 import T5
+from opendet_jax.ops.chunks import real_token_losses
+
+HEAD_CHUNK = 128  # tokens
 
 
 @struct.dataclass
@@ -50,9 +56,29 @@ class NameGenerator(nn.Module):
         real = tokens != START
         prompts = jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0)
         prompts = self.dropout(normalise(prompts), deterministic=deterministic)
-        logits = self.teacher_forced_logits(prompts, tokens, deterministic)
-        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return jnp.where(real, nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        hidden = self._hidden(prompts, tokens, deterministic)
+        if self.is_initializing():
+            self.t5.head(hidden)
+        return self._head_losses(hidden, tokens)
+
+    def _head_losses(self, hidden: Float[Array, "R T E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T"]:
+        """−log p of each real token. Names are short: the head, V wide, sees the real tokens alone, chunk by chunk."""
+        t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
+
+        def losses(hidden, tokens, key):
+            logits: Any = t5.apply(variables, hidden, method=T5.head)
+            return nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, tokens, axis=-1)
+
+        flat = tokens.reshape(1, -1)
+        found = real_token_losses(
+            losses,
+            hidden.reshape(1, flat.size, -1),
+            flat[..., None],
+            flat != START,
+            jax.random.key(0),  # the head has no dropout
+            chunk=HEAD_CHUNK,
+        )
+        return found.reshape(tokens.shape)
 
     def teacher_forced_logits(
         self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
@@ -61,10 +87,14 @@ class NameGenerator(nn.Module):
 
         The decoder's input is the name shifted by one, 0 in front; position t is seen if target t is real.
         """
+        return self.t5.head(self._hidden(prompts, tokens, deterministic))
+
+    def _hidden(
+        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
+    ) -> Float[Array, "R T E"]:
         memory = self.t5.encode(prompts[:, None], deterministic)
         shifted = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
-        hidden = self.t5.decode(shifted, memory, tokens != START, deterministic)
-        return self.t5.head(hidden)
+        return self.t5.decode(shifted, memory, tokens != START, deterministic)
 
     def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
         """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens."""

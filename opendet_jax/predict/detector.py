@@ -87,6 +87,5 @@ def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
     Raises CheckpointError where there is none.
     """
     config, params, _ = restore(Path(folder), checkpoint)
-    return Detector(
-        OpenDet(config.model, config.ablation), params, config, load_tokenizer(config.data.tokenizer).decode
-    )
+    tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
+    return Detector(OpenDet(config.model, config.ablation), params, config, tokenizer.decode)

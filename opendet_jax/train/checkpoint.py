@@ -11,25 +11,11 @@ import orbax.checkpoint as ocp
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
 from opendet_jax.train.state import TrainState
+from opendet_jax.weights.folder import CHECKPOINTS, read, steps
 
-FOLDER = "checkpoints"
 # Fields that shape the parameters or the meaning of a name's tokens: a checkpoint fits only a config that agrees.
 BINDING_SECTIONS = ("model", "ablation")
 BINDING_DATA = ("tokenizer", "text_embeddings")
-
-
-def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """A manager of the four items of a checkpoint."""
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        item_handlers={
-            "params": ocp.StandardCheckpointHandler(),
-            "opt_state": ocp.StandardCheckpointHandler(),
-            "iterator": ocp.JsonCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-        },
-    )
 
 
 class CheckpointError(InputError):
@@ -40,9 +26,18 @@ class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous and atomic; `close` waits for it."""
 
     def __init__(self, workdir: Path, config: Config, keep: int | None = None):
-        self.folder = workdir / FOLDER
+        self.folder = workdir / CHECKPOINTS
         self.config = config
-        self._manager = _manager(self.folder, keep)
+        self._manager = ocp.CheckpointManager(
+            self.folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "opt_state": ocp.StandardCheckpointHandler(),
+                "iterator": ocp.JsonCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     @property
     def newest(self) -> int | None:
@@ -123,14 +118,13 @@ def check_same(saved: dict[str, Any], config: Config, where: Path) -> None:
 
 def find(workdir: Path, step: int = -1) -> int:
     """The newest step (−1), or `step` itself. Raises CheckpointError naming the folder and the steps that are there."""
-    folder = workdir / FOLDER
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
-    if not steps:
+    folder, found = workdir / CHECKPOINTS, steps(workdir)
+    if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
     if step < 0:
-        return steps[-1]
-    if step not in steps:
-        raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
+        return found[-1]
+    if step not in found:
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
     return step
 
 
@@ -142,10 +136,5 @@ def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any]
     """
     workdir = Path(workdir)
     step = find(workdir, step)
-    with _manager(workdir / FOLDER) as manager:
-        saved = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        metadata = manager.item_metadata(step)["params"]
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
-        params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(template)))["params"]
+    saved, params = read(workdir, step)
     return Config.from_dict(saved), params, step

@@ -6,6 +6,7 @@ exactly the batches that its parameters have seen.
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,38 +31,41 @@ from opendet_jax.train.optimizer import make_optimizer
 from opendet_jax.train.sharding import by_example, data_mesh, replicated
 from opendet_jax.train.state import TrainState
 from opendet_jax.train.step import make_train_step
+from opendet_jax.weights.init import describe, initialise
 
 
 class NonFiniteLossError(InputError):
     """A loss term that is not a finite number."""
 
 
-def initial_state(model: OpenDet, optimizer, seed: int, sharding) -> TrainState:
-    """Parameters from `seed`, on every device."""
+def initial_state(model: OpenDet, optimizer, config: Config, sharding) -> TrainState:
+    """Parameters from `train.seed` and what `config.init` names, on every device."""
+    params = initialise(jax.jit(partial(init_params, model))(jax.random.key(config.train.seed)), config)
 
-    def make(key) -> TrainState:
-        params = init_params(model, key)
+    def make(params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(make, out_shardings=sharding)(jax.random.key(seed))
+    return jax.jit(make, out_shardings=sharding, donate_argnums=0)(params)
 
 
 def train(config: Config, workdir: Path) -> None:
     """Trains to `train.steps`, continuing from the workdir's newest checkpoint, and evaluates the result."""
     workdir.mkdir(parents=True, exist_ok=True)
     train_set, eval_set = load_datasets(config, workdir)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
+    embedder = make_embedder(config.data, config.model.text_width)
+    batches = iter(training_stream(train_set, config.data, tokenizer, embedder, config.train.seed))
     mesh = data_mesh()
     model = OpenDet(config.model, config.ablation)
     optimizer = make_optimizer(config.optimizer, config.ablation)
-    state = initial_state(model, optimizer, config.train.seed, replicated(mesh))
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    embedder = make_embedder(config.data, config.model.text_width)
-    batches = iter(training_stream(train_set, config.data, tokenizer, embedder, config.train.seed))
+    state = initial_state(model, optimizer, config, replicated(mesh))
     checkpoints = Checkpoints(workdir, config, config.train.keep_checkpoints)
     if checkpoints.newest is not None:
         state, iterator_state = checkpoints.restore(state, checkpoints.newest)
         batches.set_state(iterator_state)
         print(f"continuing from step {int(state.step)} of {workdir}")
+    else:
+        print(describe(config))
     write_json(workdir / "config.json", config.to_dict())
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{config.name}: {count / 1e6:.2f} M parameters, {len(train_set.records)} training images")

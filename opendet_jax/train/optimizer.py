@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import path_aware_map
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int
 
 from opendet_jax.config import Ablation, OptimizerConfig
@@ -40,7 +40,7 @@ def group_of(path: tuple[str, ...], config: OptimizerConfig, ablation: Ablation)
 
 def param_groups(params: dict[str, Any], config: OptimizerConfig, ablation: Ablation) -> dict[str, Any]:
     """The tree of group names, one a parameter."""
-    return path_aware_map(lambda path, _: group_of(path, config, ablation), params)
+    return unflatten_dict({path: group_of(path, config, ablation) for path in flatten_dict(params)})
 
 
 class _FreezeState(NamedTuple):

@@ -1,6 +1,7 @@
 """One optimizer step, pure: (state, batch) → (state, loss terms)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -25,11 +26,11 @@ def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[A
         images, objects = batch.images, batch.objects
         count, slots = objects.valid.shape[0], denoising_slots(config.model, objects.valid.shape[1])
         randoms = draw_randoms(box_key, count, slots, config.model.denoising_labels)
-        training = model.apply(
+        training: Any = model.apply(
             {"params": params}, images, objects, randoms, deterministic=False, rngs={"dropout": dropout_key}
         )
 
-        def token_losses(prompts, tokens, key):
+        def token_losses(prompts, tokens, key) -> Any:
             return model.apply(
                 {"params": params}, prompts, tokens, deterministic=False, rngs={"dropout": key}, method="token_losses"
             )
@@ -52,7 +53,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         (total, terms), grads = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         terms = {"total": total, **terms, "gradient_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, opt_state), terms
 

@@ -1,135 +1,136 @@
-"""The authors' detector, aligners and distiller → our tree: neck, encoder, query selection, decoder and what reads it.
+"""The authors' detector, aligners and distiller ↔ our tree: neck, encoder, query selection, decoder and what reads it.
 
-A checkpoint repeats shared tensors under several names (every layer lists its heads; the decoder lists its layers up
-to three times): all names of one tensor go to one path. It also holds modules that no output depends on: path None.
+A checkpoint repeats shared tensors under several names (every layer lists its heads, the detector and its decoder list
+them both, the decoder lists its layers two or three times): all names of one tensor have one path. It also holds
+modules that no output depends on and that never had a gradient: path None, each by its name.
 """
 
+from collections.abc import Iterator
+
 from opendet_jax.weights.layers import convolution, deformable_attention, dense, norm, self_attention
-from opendet_jax.weights.rules import Rule, linear
+from opendet_jax.weights.rules import LINEAR, Rule
 
-TRANSFORMER = r"detr\.detr\.transformer"
-# A layer's heads are registered with the detector and once more with its decoder.
-BOX_HEAD = r"detr\.detr\.(?:transformer\.decoder\.)?bbox_embed1"
-ALIGNER = r"detr\.detr\.(?:transformer\.decoder\.)?class_embed1"
+TRANSFORMER = "detr.detr.transformer"
+DECODER = f"{TRANSFORMER}.decoder"
+OWNERS = ("detr.detr", DECODER)  # of the layers' heads, listed by both
+FIRST, LAST = range(4), (4, 5)  # layers that share heads: one-to-many, one-to-one
 
 
-def _decoder_layer(source: str, path: str) -> tuple[Rule, ...]:
+def _decoder_layer(name: str, path: str) -> Iterator[Rule]:
     """One-to-many layers have cross_attn, norm1, ffn, norm3; one-to-one layers all of these."""
-    return (
-        *deformable_attention(rf"{source}\.cross_attn", f"{path}/cross_attn"),
-        *self_attention(rf"{source}\.self_attn", f"{path}/self_attn"),
-        *self_attention(rf"{source}\.self_attn3", f"{path}/self_attn3"),
-        *dense(rf"{source}\.linear1", f"{path}/ffn/linear1"),
-        *dense(rf"{source}\.linear2", f"{path}/ffn/linear2"),
-        *dense(rf"{source}\.linear31", f"{path}/ffn3/linear1"),
-        *dense(rf"{source}\.linear32", f"{path}/ffn3/linear2"),
-        *(
-            rule
-            for n in ("norm1", "norm2", "norm3", "norm33", "norm5")
-            for rule in norm(rf"{source}\.{n}", f"{path}/{n}")
-        ),
-    )
+    yield from deformable_attention(f"{name}.cross_attn", f"{path}/cross_attn")
+    for n in ("self_attn", "self_attn3"):
+        yield from self_attention(f"{name}.{n}", f"{path}/{n}")
+    for theirs, ours in (("linear1", "ffn/linear1"), ("linear2", "ffn/linear2")):
+        yield from dense(f"{name}.{theirs}", f"{path}/{ours}")
+    for theirs, ours in (("linear31", "ffn3/linear1"), ("linear32", "ffn3/linear2")):
+        yield from dense(f"{name}.{theirs}", f"{path}/{ours}")
+    for n in ("norm1", "norm2", "norm3", "norm33", "norm5"):
+        yield from norm(f"{name}.{n}", f"{path}/{n}")
 
 
-def _distiller_block(source: str, path: str) -> tuple[Rule, ...]:
-    return (
-        *deformable_attention(rf"{source}\.cross_attn", f"{path}/cross_attn"),
-        *norm(rf"{source}\.norm_ca", f"{path}/norm_ca"),
-        *dense(rf"{source}\.linear1", f"{path}/ffn/linear1"),
-        *dense(rf"{source}\.linear2", f"{path}/ffn/linear2"),
-        *norm(rf"{source}\.norm3", f"{path}/norm3"),
-    )
+def _distiller_block(name: str, path: str) -> Iterator[Rule]:
+    yield from deformable_attention(f"{name}.cross_attn", f"{path}/cross_attn")
+    yield from norm(f"{name}.norm_ca", f"{path}/norm_ca")
+    for n in (1, 2):
+        yield from dense(f"{name}.linear{n}", f"{path}/ffn/linear{n}")
+    yield from norm(f"{name}.norm3", f"{path}/norm3")
 
 
-def _gated_projection(source: str, path: str) -> tuple[Rule, ...]:
+def _gated_projection(name: str, path: str) -> Iterator[Rule]:
     """φ: an MLP, and a gated skip without biases."""
-    return (
-        *dense(rf"{source}\.layers\.(\d)", rf"{path}/layers_\1"),
-        Rule(rf"{source}\.linear\.weight", f"{path}/linear/kernel", linear),
-        Rule(rf"{source}\.linear_gating\.weight", f"{path}/linear_gating/kernel", linear),
-    )
+    yield from dense(f"{name}.layers.{{n}}", f"{path}/layers_{{n}}")
+    yield Rule(f"{name}.linear.weight", f"{path}/linear/kernel", LINEAR)
+    yield Rule(f"{name}.linear_gating.weight", f"{path}/linear_gating/kernel", LINEAR)
 
 
-def _aligner(source: str, path: str) -> tuple[Rule, ...]:
-    return (
-        *dense(rf"{source}\.dot_product_projection_image", f"{path}/v_to_l"),
-        *dense(rf"{source}\.img_256", f"{path}/query"),
-        *dense(rf"{source}\.text_embedding_low", f"{path}/l_to_v"),
-    )
+def _aligner(name: str, path: str) -> Iterator[Rule]:
+    yield from dense(f"{name}.dot_product_projection_image", f"{path}/v_to_l")
+    yield from dense(f"{name}.img_256", f"{path}/query")
+    yield from dense(f"{name}.text_embedding_low", f"{path}/l_to_v")
 
 
-NECK_RULES = (
-    *convolution(r"detr\.detr\.input_proj\.(\d)\.0", r"neck/projections_\1"),
-    *norm(r"detr\.detr\.input_proj\.(\d)\.1", r"neck/norms_\1"),
-    Rule(rf"{TRANSFORMER}\.level_embed", "neck/level_embed"),
-)
+def _neck() -> Iterator[Rule]:
+    yield from convolution("detr.detr.input_proj.{n}.0", "neck/projections_{n}")
+    yield from norm("detr.detr.input_proj.{n}.1", "neck/norms_{n}")
+    yield Rule(f"{TRANSFORMER}.level_embed", "neck/level_embed")
 
-ENCODER_RULES = (
-    *deformable_attention(rf"{TRANSFORMER}\.encoder\.layers\.(\d+)\.self_attn", r"encoder/layers_\1/self_attn"),
-    *norm(rf"{TRANSFORMER}\.encoder\.layers\.(\d+)\.norm([12])", r"encoder/layers_\1/norm\2"),
-    *dense(rf"{TRANSFORMER}\.encoder\.layers\.(\d+)\.linear([12])", r"encoder/layers_\1/ffn/linear\2"),
-)
 
-SELECTION_RULES = (
-    *dense(rf"{TRANSFORMER}\.enc_output", "query_selection/enc_output"),
-    *norm(rf"{TRANSFORMER}\.enc_output_norm", "query_selection/enc_output_norm"),
-    *dense(rf"{TRANSFORMER}\.enc_out_class_embed1\.body_one2many", "query_selection/score"),
-    *dense(rf"{TRANSFORMER}\.enc_out_bbox_embed1\.layers\.(\d)", r"query_selection/box_head/layers_\1"),
-)
+def _encoder() -> Iterator[Rule]:
+    name, path = f"{TRANSFORMER}.encoder.layers.{{i}}", "encoder/layers_{i}"
+    yield from deformable_attention(f"{name}.self_attn", f"{path}/self_attn")
+    for n in (1, 2):
+        yield from norm(f"{name}.norm{n}", f"{path}/norm{n}")
+        yield from dense(f"{name}.linear{n}", f"{path}/ffn/linear{n}")
 
-DECODER_RULES = (
-    *_decoder_layer(rf"{TRANSFORMER}\.decoder\.layers(?:_12many)?\.(\d+)", r"decoder/layers_\1"),
-    *_decoder_layer(rf"{TRANSFORMER}\.decoder\.layers_one2one\.0", "decoder/layers_4"),
-    *_decoder_layer(rf"{TRANSFORMER}\.decoder\.layers_one2one\.1", "decoder/layers_5"),
-    *norm(rf"{TRANSFORMER}\.decoder\.norm", "decoder/norm"),
-    *dense(rf"{BOX_HEAD}\.[0-3]\.layers\.(\d)", r"decoder/box_head_one_to_many/layers_\1"),
-    *dense(rf"{BOX_HEAD}\.[45]\.layers\.(\d)", r"decoder/box_head_one_to_one/layers_\1"),
-    *dense(r"detr\.detr\.class_embed_for_test\.body_one2many", "decoder/binary_head_one_to_many"),
-    *dense(r"detr\.detr\.class_embed_for_test\.body_one2one", "decoder/binary_head_one_to_one"),
-    Rule(r"detr\.detr\.label_enc\.weight", "denoising/label_embedding/embedding"),
-)
 
-ALIGNER_RULES = (
-    *_aligner(rf"{ALIGNER}\.[0-3]", "aligner_one_to_many"),
-    *_aligner(rf"{ALIGNER}\.[45]", "aligner_one_to_one"),
-    *_aligner(rf"{TRANSFORMER}\.enc_vl_alignment", "aligner_encoder"),
-    *_distiller_block(rf"{ALIGNER}\.[45]\.dec_gen_align", "aligner_one_to_one/refine"),
-)
+def _query_selection() -> Iterator[Rule]:
+    yield from dense(f"{TRANSFORMER}.enc_output", "query_selection/enc_output")
+    yield from norm(f"{TRANSFORMER}.enc_output_norm", "query_selection/enc_output_norm")
+    yield from dense(f"{TRANSFORMER}.enc_out_class_embed1.body_one2many", "query_selection/score")
+    yield from dense(f"{TRANSFORMER}.enc_out_bbox_embed1.layers.{{n}}", "query_selection/box_head/layers_{n}")
 
-DISTILLER_RULES = (
-    *_distiller_block(r"detr\.decoder_generate_process_back\.(\d)", r"distiller/backbone_blocks_\1"),
-    *_distiller_block(r"detr\.decoder_generate_process_enc\.(\d)", r"distiller/encoder_blocks_\1"),
-    # The program keeps the distiller's three projections inside the last layers' aligner.
-    *_gated_projection(rf"{ALIGNER}\.[45]\.fusion", "distiller/phi"),
-    *_gated_projection(rf"{ALIGNER}\.[45]\.fusion_back", "distiller/phi_backbone"),
-    *_gated_projection(rf"{ALIGNER}\.[45]\.fusion_enc", "distiller/phi_encoder"),
-    Rule(r"detr\.query_vis_fusion\.weight", "distiller/fusion/kernel", linear),
-)
 
-_ANY_ALIGNER = rf"(?:{ALIGNER}\.[0-5]|{TRANSFORMER}\.enc_vl_alignment)"
-DEAD_RULES = (
-    # Every aligner is registered with all parts, of which the first four layers' and the encoder's use three.
-    Rule(
-        rf"(?:{ALIGNER}\.[0-3]|{TRANSFORMER}\.enc_vl_alignment)\.(?:dec_gen_align|fusion|fusion_back|fusion_enc)\..*",
-        None,
-    ),
-    Rule(
-        rf"{_ANY_ALIGNER}\.(?:back_dec|dot_product_projection_back|linear_dec|norm_dec|norm_fuse)\.(?:weight|bias)",
-        None,
-    ),
-    Rule(rf"{_ANY_ALIGNER}\.(?:bias0|bias_lang|log_scale)", None),
-    Rule(rf"{TRANSFORMER}\.backbone_out_bbox_embed1\..*", None),
-    Rule(rf"{TRANSFORMER}\.enc_out_class_embed1\.body_one2one\..*", None),
-    Rule(r"mapping_text\..*", None),
-    Rule(r"project_tt\..*", None),
-)
+def _decoder() -> Iterator[Rule]:
+    yield from _decoder_layer(f"{DECODER}.layers.{{i}}", "decoder/layers_{i}")
+    yield from _decoder_layer(f"{DECODER}.layers_12many.{{i}}", "decoder/layers_{i}")
+    for number, layer in enumerate(LAST):
+        yield from _decoder_layer(f"{DECODER}.layers_one2one.{number}", f"decoder/layers_{layer}")
+    yield from norm(f"{DECODER}.norm", "decoder/norm")
+    for head, layers in (("one_to_many", FIRST), ("one_to_one", LAST)):
+        for owner in OWNERS:
+            for layer in layers:
+                name = f"{owner}.bbox_embed1.{layer}.layers.{{n}}"
+                yield from dense(name, f"decoder/box_head_{head}/layers_{{n}}")
+    yield from dense("detr.detr.class_embed_for_test.body_one2many", "decoder/binary_head_one_to_many")
+    yield from dense("detr.detr.class_embed_for_test.body_one2one", "decoder/binary_head_one_to_one")
+    yield Rule("detr.detr.label_enc.weight", "denoising/label_embedding/embedding")
+
+
+def _aligners_and_distiller() -> Iterator[Rule]:
+    for owner in OWNERS:
+        for layer in FIRST:
+            yield from _aligner(f"{owner}.class_embed1.{layer}", "aligner_one_to_many")
+        for layer in LAST:
+            name = f"{owner}.class_embed1.{layer}"
+            yield from _aligner(name, "aligner_one_to_one")
+            yield from _distiller_block(f"{name}.dec_gen_align", "aligner_one_to_one/refine")
+            # The program keeps the distiller's three projections inside the last layers' aligner.
+            yield from _gated_projection(f"{name}.fusion", "distiller/phi")
+            yield from _gated_projection(f"{name}.fusion_back", "distiller/phi_backbone")
+            yield from _gated_projection(f"{name}.fusion_enc", "distiller/phi_encoder")
+    yield from _aligner(f"{TRANSFORMER}.enc_vl_alignment", "aligner_encoder")
+    yield from _distiller_block("detr.decoder_generate_process_back.{n}", "distiller/backbone_blocks_{n}")
+    yield from _distiller_block("detr.decoder_generate_process_enc.{n}", "distiller/encoder_blocks_{n}")
+    yield Rule("detr.query_vis_fusion.weight", "distiller/fusion/kernel", LINEAR)
+
+
+def _dead() -> Iterator[Rule]:
+    """Every aligner is registered with all parts; the first four layers' and the encoder's use three of them."""
+    encoder = f"{TRANSFORMER}.enc_vl_alignment"
+    plain = [f"{owner}.class_embed1.{layer}" for owner in OWNERS for layer in FIRST] + [encoder]
+    refining = [f"{owner}.class_embed1.{layer}" for owner in OWNERS for layer in LAST]
+    rules: list[Rule] = []
+    for name in plain:
+        rules += _distiller_block(f"{name}.dec_gen_align", "")
+        for part in ("fusion", "fusion_back", "fusion_enc"):
+            rules += _gated_projection(f"{name}.{part}", "")
+    for name in (*plain, *refining):
+        for part in ("back_dec", "dot_product_projection_back", "linear_dec", "norm_dec", "norm_fuse"):
+            rules += dense(f"{name}.{part}", "")
+        rules += [Rule(f"{name}.{part}", None) for part in ("bias0", "bias_lang", "log_scale")]
+    rules += dense(f"{TRANSFORMER}.backbone_out_bbox_embed1.layers.{{n}}", "")
+    rules += dense(f"{TRANSFORMER}.enc_out_class_embed1.body_one2one", "")
+    rules += dense("mapping_text.layers.{n}", "")
+    rules += dense("project_tt", "")
+    yield from (Rule(rule.name, None) for rule in rules)
+
 
 DETECTOR_RULES = (
-    *NECK_RULES,
-    *ENCODER_RULES,
-    *SELECTION_RULES,
-    *DECODER_RULES,
-    *ALIGNER_RULES,
-    *DISTILLER_RULES,
-    *DEAD_RULES,
+    *_neck(),
+    *_encoder(),
+    *_query_selection(),
+    *_decoder(),
+    *_aligners_and_distiller(),
+    *_dead(),
 )

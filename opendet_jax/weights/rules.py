@@ -1,58 +1,210 @@
-"""One engine for weight conversion: a table of rules, and an error that lists everything it does not cover.
+"""One engine for weight conversion, both ways: a table of rules, and one error that lists all it does not cover.
 
-A rule says: a source name that matches `pattern` becomes `path` in our tree (slashes separate modules; `\\1` refers to
-the pattern's groups), its array passed through `transform`. A rule with path None names tensors known to be dead.
+A rule pairs a PyTorch name with a path in our tree (slashes separate modules). `{i}` in both stands for the same
+number. Several names may share a path: tensors that a checkpoint lists more than once, which must then be equal.
+Path None names a tensor that no output depends on.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from opendet_jax.errors import InputError
+
+Shape = tuple[int, ...]
+LISTED = 40  # names in an error message, of each kind
 
 
-def same(x: np.ndarray) -> np.ndarray:
+class WeightsError(InputError):
+    """A file of weights that cannot be used; the message names it and everything in it that does not fit."""
+
+
+class Layout(NamedTuple):
+    """How an array lies on either side: our array from theirs, and theirs from ours."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _same(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def linear(x: np.ndarray) -> np.ndarray:
-    """(out, in) → (in, out)."""
-    return x.T
+SAME = Layout(_same, _same)
+LINEAR = Layout(np.transpose, np.transpose)  # (out, in) ↔ (in, out)
+CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # (out, in, h, w) ↔ (h, w, in, out)
 
 
-def conv(x: np.ndarray) -> np.ndarray:
-    """(out, in, h, w) → (h, w, in, out)."""
-    return x.transpose(2, 3, 1, 0)
+class Part(NamedTuple):
+    """Theirs is one of several equal pieces of ours, along its last axis."""
+
+    number: int
+    count: int
+
+
+WHOLE = Part(0, 1)
 
 
 class Rule(NamedTuple):
-    pattern: str
+    name: str
     path: str | None
-    transform: Callable[[np.ndarray], np.ndarray] = same
+    layout: Layout = SAME
+    part: Part = WHOLE
 
 
-def target(name: str, rules: Iterable[Rule]) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
-    """The path and transform of the first rule whose pattern matches the whole name; KeyError if there is none."""
-    for rule in rules:
-        match = re.fullmatch(rule.pattern, name)
-        if match:
-            return (match.expand(rule.path) if rule.path is not None else None), rule.transform
-    raise KeyError(name)
+class Place(NamedTuple):
+    """Where a name's array goes in our tree."""
+
+    path: str | None
+    layout: Layout
+    part: Part
 
 
-def convert(source: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict:
-    """The nested parameter tree of a flat PyTorch state. Raises KeyError listing every name no rule covers."""
-    rules = tuple(rules)
-    flat, unknown = {}, []
-    for name, value in source.items():
-        try:
-            path, transform = target(name, rules)
-        except KeyError:
-            unknown.append(f"{name} {tuple(value.shape)}")
-            continue
-        if path is not None:
-            flat[tuple(path.split("/"))] = transform(np.asarray(value))
-    if unknown:
-        raise KeyError(f"{len(unknown)} tensors have no rule:\n  " + "\n  ".join(unknown))
-    return unflatten_dict(flat)
+def _pattern(template: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", template)
+    names, seen, text = pieces[1::2], set(), re.escape(pieces[0])
+    for name, rest in zip(names, pieces[2::2], strict=True):
+        text += (rf"(?P={name})" if name in seen else rf"(?P<{name}>\d+)") + re.escape(rest)
+        seen.add(name)
+    return re.compile(text)
+
+
+class Rules:
+    """A table of rules, ready to be asked in both directions. The first rule that matches a name decides."""
+
+    def __init__(self, rules: Iterable[Rule]):
+        self.rules = tuple(rules)
+
+    @cached_property
+    def _by_name(self) -> list[tuple[re.Pattern[str], Rule]]:
+        return [(_pattern(rule.name), rule) for rule in self.rules]
+
+    @cached_property
+    def _by_path(self) -> list[tuple[re.Pattern[str], Rule]]:
+        return [(_pattern(rule.path), rule) for rule in self.rules if rule.path is not None]
+
+    def place(self, name: str) -> Place:
+        """Where the first rule for `name` puts it. Raises KeyError if there is none."""
+        for pattern, rule in self._by_name:
+            match = pattern.fullmatch(name)
+            if match:
+                path = rule.path.format(**match.groupdict()) if rule.path is not None else None
+                return Place(path, rule.layout, rule.part)
+        raise KeyError(name)
+
+    def names(self, path: str) -> list[tuple[str, Layout, Part]]:
+        """Every name under which a checkpoint of theirs holds (a part of) the array at `path`."""
+        found = []
+        for pattern, rule in self._by_path:
+            match = pattern.fullmatch(path)
+            if match:
+                name = rule.name.format(**match.groupdict())
+                if self.place(name).path == path:
+                    found.append((name, rule.layout, rule.part))
+        return found
+
+    def to_ours(self, source: Mapping[str, np.ndarray], wanted: Mapping[str, Shape]) -> dict[str, Any]:
+        """Our nested tree, float32, of exactly the `wanted` paths.
+
+        Raises WeightsError that lists every name without a rule or a place, every path without a name, and every pair
+        of shapes that differ.
+        """
+        pieces: dict[str, dict[int, np.ndarray]] = {}
+        layouts: dict[str, tuple[int, str]] = {}
+        problems = _Problems()
+        for name, value in source.items():
+            try:
+                path, layout, part = self.place(name)
+            except KeyError:
+                problems.unused.append(f"{name} {tuple(value.shape)}")
+                continue
+            if path is None:
+                continue
+            if path not in wanted:
+                problems.unused.append(f"{name} {tuple(value.shape)}: the model has no {path}")
+                continue
+            value = layout.ours(np.asarray(value))
+            before = pieces.setdefault(path, {}).get(part.number)
+            if before is not None and not _equal(before, value):
+                problems.unequal.append(f"{name} and {layouts[path][1]}, which both are {path}")
+            pieces[path].setdefault(part.number, value)
+            layouts.setdefault(path, (part.count, name))
+        filled = {}
+        for path, shape in wanted.items():
+            found, count = pieces.get(path, {}), layouts.get(path, (1, ""))[0]
+            if len(found) < count or not found:
+                names = [name for name, _, part in self.names(path) if part.number not in found]
+                problems.missing.append(f"{path} {shape}, in theirs {names[0] if names else '(no rule)'}")
+                continue
+            value = found[0] if count == 1 else np.concatenate([found[n] for n in range(count)], axis=-1)
+            if value.shape != shape:
+                problems.shapes.append(f"{layouts[path][1]} is {value.shape} in our layout, {path} is {shape}")
+                continue
+            filled[path] = np.ascontiguousarray(value, np.float32)
+        problems.raise_if_any()
+        return nested(filled)
+
+    def to_theirs(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """All names and arrays, in their layout, that our tree gives; shared tensors under each of their names.
+
+        Raises WeightsError for a parameter of ours that has no name there.
+        """
+        state, nameless = {}, []
+        for path, value in flat(params).items():
+            names = self.names(path)
+            if not names:
+                nameless.append(path)
+            for name, layout, part in names:
+                piece = np.split(np.asarray(value), part.count, axis=-1)[part.number]
+                state[name] = np.ascontiguousarray(layout.theirs(piece))
+        if nameless:
+            raise WeightsError(f"{len(nameless)} parameters have no name in that layout:\n  " + "\n  ".join(nameless))
+        return state
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and (a.__array_interface__ == b.__array_interface__ or np.array_equal(a, b))
+
+
+class _Problems:
+    """Everything wrong with a source, for one message."""
+
+    def __init__(self):
+        self.unused: list[str] = []
+        self.missing: list[str] = []
+        self.shapes: list[str] = []
+        self.unequal: list[str] = []
+
+    def raise_if_any(self) -> None:
+        parts = []
+        for title, lines in (
+            ("names that nothing uses", self.unused),
+            ("parameters that nothing fills", self.missing),
+            ("arrays of another shape", self.shapes),
+            ("tensors that should be one but differ", self.unequal),
+        ):
+            if lines:
+                rest = [f"… and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+                parts.append(f"{len(lines)} {title}:\n  " + "\n  ".join([*lines[:LISTED], *rest]))
+        if parts:
+            raise WeightsError("these weights do not fit the model\n" + "\n".join(parts))
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Our nested tree as path → array."""
+    leaves: Any = flatten_dict(dict(params), sep="/")
+    return leaves
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    return unflatten_dict(dict(leaves), sep="/")
+
+
+def shapes_of(params: Mapping[str, Any]) -> dict[str, Shape]:
+    """The `wanted` of `Rules.to_ours`: path → shape of every parameter of a (possibly abstract) tree."""
+    return {path: tuple(leaf.shape) for path, leaf in flat(params).items()}

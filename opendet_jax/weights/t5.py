@@ -1,37 +1,50 @@
-"""Names of Hugging Face's T5 → our tree, which follows them: only separators and the layouts of matrices change."""
+"""Names of Hugging Face's T5 ↔ our tree, which follows them: only separators and the layouts of matrices change."""
 
-import re
+from collections.abc import Sequence
 
-from opendet_jax.weights.rules import Rule, linear
+from opendet_jax.weights.rules import LINEAR, Rule, Rules
 
-DENSE = r"(?:q|k|v|o|wi|wi_0|wi_1|wo)"
-
-
-def t5_rules(source_prefix: str, target_prefix: str) -> tuple[Rule, ...]:
-    """Rules for the names `source_prefix` + Hugging Face's, to `target_prefix` + ours; LoRA and head bias included."""
-    source, to = re.escape(source_prefix), target_prefix
-    layer = source + r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d+)\."
-    inside = to + r"\1/block_\2/layer_\3/"
-    return (
-        Rule(layer + rf"(\w+)\.({DENSE})\.weight", inside + r"\4/\5/kernel", linear),
-        Rule(
-            layer + r"SelfAttention\.relative_attention_bias\.weight",
-            inside + "SelfAttention/relative_attention_bias/embedding",
-        ),
-        Rule(layer + r"layer_norm\.weight", inside + "layer_norm/scale"),
-        Rule(source + r"(encoder|decoder)\.final_layer_norm\.weight", to + r"\1/final_layer_norm/scale"),
-        Rule(source + r"shared\.weight", to + "shared/embedding"),
-        Rule(source + r"lm_head\.weight", to + "lm_head/kernel", linear),
-        Rule(source + r"lm_head\.bias", to + "lm_head/bias"),
-        Rule(source + r"(shared|lm_head)\.(lora_[AB])", to + r"\1/\2", linear),
-        Rule(source + r"(encoder|decoder)\.embed_tokens\..+", None),  # `shared` once more
-    )
+EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")  # one matrix
+FEED_FORWARD = ("wi", "wi_0", "wi_1", "wo")
 
 
-AUTHORS = "detr.detr.class_generate."
+def t5_rules(prefix: str, path: str, embeddings: Sequence[str] = EMBEDDINGS) -> tuple[Rule, ...]:
+    """Rules for the names `prefix` + Hugging Face's and the paths `path` + ours; LoRA and head bias included.
 
-T5_RULES = (
-    *t5_rules(AUTHORS + "t5_model.", "name_generator/t5/"),
-    # Left over in the authors' program: no output depends on them.
-    Rule(re.escape(AUTHORS) + r"(t5_model\.feed_hide_state\..+|t5_model\.temp|t5_proj\..+)", None),
-)
+    `embeddings`: the names under which a checkpoint lists the one token embedding.
+    """
+    rules: list[Rule] = []
+    for stack, kinds in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        block, ours = f"{prefix}{stack}.block.{{i}}.layer", f"{path}{stack}/block_{{i}}"
+        for layer, kind in enumerate(kinds):
+            rules += [
+                Rule(f"{block}.{layer}.{kind}.{n}.weight", f"{ours}/layer_{layer}/{kind}/{n}/kernel", LINEAR)
+                for n in "qkvo"
+            ]
+        last = len(kinds)
+        rules += [
+            Rule(f"{block}.{last}.DenseReluDense.{n}.weight", f"{ours}/layer_{last}/DenseReluDense/{n}/kernel", LINEAR)
+            for n in FEED_FORWARD
+        ]
+        bias = "SelfAttention.relative_attention_bias"
+        rules += [
+            Rule(f"{block}.0.{bias}.weight", f"{ours}/layer_0/{bias.replace('.', '/')}/embedding"),
+            Rule(f"{block}.{{j}}.layer_norm.weight", f"{ours}/layer_{{j}}/layer_norm/scale"),
+            Rule(f"{prefix}{stack}.final_layer_norm.weight", f"{path}{stack}/final_layer_norm/scale"),
+        ]
+    rules += [
+        Rule(f"{prefix}lm_head.weight", f"{path}lm_head/kernel", LINEAR),
+        Rule(f"{prefix}lm_head.bias", f"{path}lm_head/bias"),
+        Rule(f"{prefix}lm_head.lora_A", f"{path}lm_head/lora_A", LINEAR),
+        Rule(f"{prefix}lm_head.lora_B", f"{path}lm_head/lora_B", LINEAR),
+    ]
+    for name in embeddings:
+        rules += [
+            Rule(f"{prefix}{name}.weight", f"{path}shared/embedding"),
+            Rule(f"{prefix}{name}.lora_A", f"{path}shared/lora_A", LINEAR),
+            Rule(f"{prefix}{name}.lora_B", f"{path}shared/lora_B", LINEAR),
+        ]
+    return tuple(rules)
+
+
+HUGGING_FACE = Rules(t5_rules("", ""))

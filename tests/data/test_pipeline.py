@@ -32,7 +32,7 @@ CONFIG = DataConfig(
     prefetch=0,
 )
 IMAGES = 11
-TOKENIZER = load_tokenizer("byt5")
+TOKENIZER = load_tokenizer("byt5", 384)
 EMBEDDER = HashedEmbedder(16)
 
 

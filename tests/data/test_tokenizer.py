@@ -8,12 +8,12 @@ from opendet_jax.data.tokenizer import TokenizerError, decode_names, encode_name
 
 @pytest.fixture(scope="module")
 def byt5():
-    return load_tokenizer("byt5")
+    return load_tokenizer("byt5", 384)
 
 
 @pytest.fixture(scope="module")
 def t5(data_folder):
-    return load_tokenizer(str(data_folder / "tokenizers" / "t5"))
+    return load_tokenizer(str(data_folder / "tokenizers" / "t5"), 32128)
 
 
 def test_byt5_tokens_are_bytes(byt5):
@@ -69,9 +69,14 @@ def test_no_names(byt5):
 
 def test_missing_tokenizer_names_the_field(tmp_path):
     with pytest.raises(TokenizerError, match=r"data\.tokenizer: cannot load .*nowhere"):
-        load_tokenizer(str(tmp_path / "nowhere"))
+        load_tokenizer(str(tmp_path / "nowhere"), 384)
 
 
 def test_other_models_tokenizer_is_refused(data_folder):
     with pytest.raises(TokenizerError, match=r"data\.tokenizer: .* is not a T5 tokenizer"):
-        load_tokenizer(str(data_folder / "tokenizers" / "clip"))
+        load_tokenizer(str(data_folder / "tokenizers" / "clip"), 60000)
+
+
+def test_more_tokens_than_the_language_model_knows():
+    with pytest.raises(TokenizerError, match=r"'byt5' has 384 tokens, config\.model\.t5\.vocab_size is 383"):
+        load_tokenizer("byt5", 383)

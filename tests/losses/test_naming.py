@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opendet_jax.losses.chunks import real_token_losses
 from opendet_jax.losses.naming import (
     TextNoise,
     draw_text_noise,
@@ -14,6 +13,7 @@ from opendet_jax.losses.naming import (
     text_denoising_loss,
     text_sigma,
 )
+from opendet_jax.ops.chunks import real_token_losses
 
 B, R, T, E, V = 4, 5, 3, 6, 9
 REAL = np.array([[0, 0, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], bool)

@@ -37,7 +37,8 @@ class Vectors:
 def parity_weights(folder: Path):
     """The vectors' own module `parity_weights`, which rebuilds any weight from its name and shape."""
     spec = importlib.util.spec_from_file_location("parity_weights", folder / "parity_weights.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -57,5 +58,3 @@ def state_dict(folder: Path, vectors: Vectors) -> dict[str, np.ndarray]:
             shape = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
             state[name] = make(name, shape, str(vectors["meta/salt"]), float(vectors["meta/score_bias"]))
     return state
-
-

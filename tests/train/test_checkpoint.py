@@ -58,7 +58,7 @@ def test_missing_checkpoints_are_named(tmp_path, state):
     with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}"):
         restore(tmp_path)
     save(tmp_path, state)
-    with pytest.raises(CheckpointError, match="no checkpoint of step 8 in .*; there are 3"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8 in .*; there are 3"):
         restore(tmp_path, 8)
 
 

@@ -1,4 +1,4 @@
-"""The language model's token losses for many rows of which few are real, a chunk at a time."""
+"""Token losses for many rows of which few are real, a chunk at a time: of names, and of the tokens of names."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,78 @@
+"""Weights of others in, ours out.
+
+    python -m opendet_jax.weights convert --from opendet|swin|t5|clip --source X --out DIR
+    python -m opendet_jax.weights inspect X
+    python -m opendet_jax.weights export DIR --to opendet|swin|swin_hugging_face|t5 --out FILE.safetensors
+    python -m opendet_jax.weights embed-names --names FILE --encoder DIR --out table.npy
+
+docs/weights.md has a command for each published source.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from opendet_jax.compilation import enable_cache
+from opendet_jax.errors import InputError
+from opendet_jax.weights.convert import KINDS, LAYOUTS
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m opendet_jax.weights", description="Convert and look at weights.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    convert = commands.add_parser("convert", help="PyTorch weights into a folder of ours")
+    convert.add_argument("--from", dest="kind", choices=KINDS, required=True, help="what the source is")
+    convert.add_argument(
+        "--source", required=True, metavar="X", help=".safetensors, .pth, .pt, .bin, a folder, or a name on the hub"
+    )
+    convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    convert.add_argument(
+        "--tokenizer", default="", metavar="T", help="folder or hub name; default: that of the source, or Flan-T5's"
+    )
+    convert.add_argument("--licence", default="", help="to note, where the source's model card does not say it")
+
+    inspect = commands.add_parser("inspect", help="names, shapes, counts and sizes of weights, theirs or ours")
+    inspect.add_argument("source", metavar="X", help="anything that convert reads, or a folder that it wrote")
+    inspect.add_argument("--all", action="store_true", help="every tensor, not only the modules")
+
+    export = commands.add_parser("export", help="our weights under PyTorch names")
+    export.add_argument("folder", type=Path, metavar="DIR", help="a folder that convert wrote, or a workdir")
+    export.add_argument("--to", dest="layout", choices=tuple(LAYOUTS), required=True, help="whose names")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors or .pth")
+
+    embed = commands.add_parser("embed-names", help="a table of text embeddings for training and evaluation")
+    embed.add_argument("--names", required=True, type=Path, metavar="FILE", help="a name a line, or a json list")
+    embed.add_argument("--encoder", required=True, type=Path, metavar="DIR", help="CLIP, converted")
+    embed.add_argument("--tokenizer", default="", metavar="T", help="where DIR holds none: a folder or hub name")
+    embed.add_argument("--out", required=True, type=Path, metavar="TABLE.npy", help="rows; the names go beside it")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    enable_cache()
+    try:
+        if options.command == "convert":
+            from opendet_jax.weights.commands import convert_command
+
+            convert_command(options.kind, options.source, options.out, options.tokenizer, options.licence)
+        elif options.command == "inspect":
+            from opendet_jax.weights.commands import inspect_command
+
+            inspect_command(options.source, options.all)
+        elif options.command == "export":
+            from opendet_jax.weights.commands import export_command
+
+            export_command(options.folder, options.layout, options.out)
+        else:
+            from opendet_jax.weights.commands import embed_command
+
+            embed_command(options.names, options.encoder, options.tokenizer, options.out)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

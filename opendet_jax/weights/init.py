@@ -1,0 +1,80 @@
+"""What training starts from (`config.init`): converted weights in the place of random ones."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from opendet_jax.config import Config
+from opendet_jax.weights.folder import load
+from opendet_jax.weights.rules import WeightsError, flat, nested
+
+# Fields of ModelConfig that may differ from those of the weights: of training, of selection, or of parts that are new.
+FREE = {
+    *(
+        "drop_path_rate",
+        "dropout",
+        "distiller_dropout",
+        "prompt_dropout",
+        "generator_dropout",
+        "lora_rank",
+        "lora_scale",
+    ),
+    *("max_queries", "min_queries", "score_threshold", "query_fill", "denoising_queries"),
+    *("normalise_prompts_at_inference", "dtype", "remat"),
+}
+
+
+def initialise(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """`params` with what the folders of `config.init` hold in their place.
+
+    Raises:
+        WeightsError: a folder holds something else, or a model of other sizes (each is named).
+    """
+    leaves, model = flat(params), config.model
+    if config.init.model:
+        leaves |= _part(Path(config.init.model), "opendet", "", asdict(model), leaves)
+    if config.init.backbone:
+        leaves |= _part(Path(config.init.backbone), "swin", "backbone/", asdict(model.backbone), leaves)
+    if config.init.t5:
+        sizes = {**asdict(model.t5), "text_width": model.text_width}
+        leaves |= _part(Path(config.init.t5), "t5", "name_generator/t5/", sizes, leaves)
+    return nested(leaves)
+
+
+def _part(
+    folder: Path, kind: str, prefix: str, sizes: Mapping[str, Any], leaves: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    converted = load(folder, kind)
+    theirs, ours = _sizes(converted.config.get("model", converted.config)), _sizes(sizes)
+    differing = [
+        f"  {name}: the weights {value!r}, the config {ours.get(name)!r}"
+        for name, value in theirs.items()
+        if value != ours.get(name)
+    ]
+    if differing:
+        raise WeightsError(f"{folder}: is of other sizes than the config\n" + "\n".join(differing))
+    found = {prefix + path: value for path, value in flat(converted.params).items()}
+    wrong = [path for path, value in found.items() if path not in leaves or leaves[path].shape != value.shape]
+    if wrong:
+        raise WeightsError(f"{folder}: does not fit the model at {', '.join(wrong)}")
+    return found
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shapes and the meaning of parameters depend on, by dotted name."""
+    fields: Any = flatten_dict(dict(config), sep=".")
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {name: value for name, value in plain.items() if name.rpartition(".")[2] not in FREE}
+
+
+def describe(config: Config) -> str:
+    """What training starts from, in a line to print."""
+    given = {name: folder for name, folder in asdict(config.init).items() if folder}
+    if not given:
+        return "STARTING FROM NOTHING: all parameters are random (config.init names weights to start from)"
+    parts = [f"{name} from {folder}" for name, folder in given.items()]
+    return "starting with " + ", ".join(parts) + ("" if "model" in given else "; the rest is random")

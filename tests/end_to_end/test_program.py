@@ -1,0 +1,195 @@
+"""The program as a user runs it: the embedded default, shrunk, for a few steps; train, resume, evaluate, predict."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import opendet_jax
+from opendet_jax.config import Config
+from opendet_jax.data.json_source import AnnotationError
+from opendet_jax.evaluate.run import evaluate_checkpoint
+from opendet_jax.train.checkpoint import CheckpointError, restore
+from opendet_jax.train.loop import NonFiniteLossError, train
+from tests.golden.parameters import shipped
+from tests.model.conftest import TINY
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of one config share their compiled programs, also between processes."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    scenes = shipped("scenes_tiny")
+    model = replace(TINY, t5=replace(TINY.t5, vocab_size=scenes.model.t5.vocab_size))
+    folder = str(tmp_path_factory.mktemp("scenes"))
+    data = replace(scenes.data, scenes_dir=folder, scenes_train=12, scenes_eval=5, batch_size=3)
+    data = replace(data, scenes_size=64, buckets=((64, 64),), train_short_sides=(64,), eval_short_side=64)
+    return replace(
+        scenes,
+        model=model,
+        data=data,
+        train=replace(scenes.train, steps=STEPS, log_every=1, checkpoint_every=2),
+        eval=replace(scenes.eval, batch_size=2, max_detections=5, max_new_tokens=4, pictures=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    train(config, workdir)
+    return workdir
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_leaves_what_was_promised(trained, config):
+    rows = metrics(trained)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    terms = {"total", "naming", "text_denoising", "l1/layer_4", "giou/encoder", "joint/denoising_1", "focal/layer_2"}
+    for row in rows:
+        assert terms | {"alignment/layer_1", "distillation/denoising_4"} <= set(row)
+        assert all(math.isfinite(value) for value in row.values())
+    assert any(len(repr(value)) > 12 for value in rows[0].values()), "full precision"
+    assert Config.from_dict(json.loads((trained / "config.json").read_text())) == config
+    assert {path.name for path in (trained / "checkpoints").iterdir() if path.name.isdigit()} == {"2", "4"}
+    assert list((trained / "tensorboard").glob("events*"))
+    assert Image.open(trained / "curves.png").width > 500
+
+
+def test_evaluation_leaves_what_was_promised(trained, config):
+    folder = trained / "eval" / "scenes"
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert (scores["images"], scores["step"], scores["name_mapping"]) == (5, STEPS, "exact")
+    assert {"AP", "AP50", "APr", "APc", "APf", "APu", "agnostic_AP", "fixed_AP", "naming_accuracy"} <= set(scores)
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert len(predictions) == scores["detections"]
+    for entry in predictions:
+        assert {"image_id", "category_id", "bbox", "score", "names", "name_scores"} == set(entry)
+        assert len(entry["names"]) == len(entry["name_scores"]) == config.eval.num_beams
+    assert Image.open(folder / "pictures.png").width > 500
+
+
+def test_resuming_gives_the_same_bits(trained, config, tmp_path, capsys):
+    train(replace(config, train=replace(config.train, steps=2)), tmp_path)
+    train(config, tmp_path)
+    assert "continuing from step 2" in capsys.readouterr().out
+    assert metrics(tmp_path) == metrics(trained)
+    _, want, _ = restore(trained)
+    _, got, step = restore(tmp_path)
+    assert step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_eval_restores_newest_and_named_checkpoints(trained, config):
+    path = trained / "eval" / "scenes" / "metrics.json"
+    after_training = path.read_text()
+    evaluate_checkpoint(replace(config, eval=replace(config.eval, checkpoint=2)), trained)
+    assert json.loads(path.read_text())["step"] == 2
+    evaluate_checkpoint(config, trained)
+    assert path.read_text() == after_training
+
+
+def test_a_checkpoint_of_another_config_is_refused(trained, config):
+    other = replace(config, model=replace(config.model, encoder_layers=2))
+    for mode in (train, evaluate_checkpoint):
+        with pytest.raises(CheckpointError, match=r"model\.encoder_layers: checkpoint 1, config 2"):
+            mode(other, trained)
+
+
+def test_python_interface(trained, config):
+    detector = opendet_jax.load(trained)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    one = detector.detect(pixels, max_detections=7, min_score=0.0)
+    assert 1 <= len(one) <= 7
+    assert (np.diff(one.scores) <= 0).all()
+    assert (one.boxes >= 0).all()
+    assert (one.boxes <= np.array([70, 50, 70, 50])).all()
+    assert all(isinstance(name, str) for name in one.names)
+    both = detector.detect([pixels, Image.fromarray(pixels)], max_detections=7, min_score=0.0)
+    for found in both:
+        np.testing.assert_array_equal(found.boxes, one.boxes)
+        assert found.names == one.names
+    assert detector.detect(pixels, min_score=1.0).names == []
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "opendet_jax.main", "--config=configs/scenes_tiny.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_predict_from_the_command_line(trained, tmp_path):
+    Image.new("L", (40, 30), 128).save(tmp_path / "grey.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    out = tmp_path / "out"
+    done = run_main(
+        f"--workdir={trained}",
+        "--mode=predict",
+        f"--config.predict.inputs={tmp_path}/*.png",
+        f"--config.predict.output={out}",
+        "--config.predict.min_score=0.0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "skipped:" in done.stderr
+    assert "broken.png" in done.stderr
+    [entry] = json.loads((out / "predictions.json").read_text())
+    assert entry["file"].endswith("grey.png")
+    assert len(entry["boxes"]) == len(entry["names"]) == len(entry["scores"]) > 0
+    assert Image.open(out / "grey.png").width >= 480
+
+
+def test_bad_input_is_one_line(trained, tmp_path):
+    (tmp_path / "broken.json").write_text('{"images": [')
+    cases = {
+        f"{tmp_path}/broken.json: is not json": (
+            "--config.data.source=json",
+            f"--config.data.train.annotations={tmp_path}/broken.json",
+        ),
+        "data.tokenizer: cannot load '/nowhere'": (
+            "--config.data.tokenizer=/nowhere",
+            "--config.data.scenes_train=3",
+            "--config.data.scenes_eval=1",
+        ),
+    }
+    for message, arguments in cases.items():
+        done = run_main(f"--workdir={tmp_path}/new", *arguments)
+        assert done.returncode != 0
+        assert f"error: {message}" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_no_objects_to_train_on(config, tmp_path):
+    empty = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    paths = {"annotations": str(tmp_path / "empty.json"), "images": str(tmp_path)}
+    data = Config.from_dict({"data": {"source": "json", "train": paths, "eval": paths}}).data
+    data = replace(config.data, source="json", train=data.train, eval=data.eval)
+    with pytest.raises(AnnotationError, match="no image has an object to train on"):
+        train(replace(config, data=data), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(config, tmp_path):
+    optimizer = replace(config.optimizer, detector_rate=1e30, backbone_rate=1e30, generator_rate=1e30, warmup_steps=0)
+    with pytest.raises(NonFiniteLossError, match=r"step \d: .*not finite; images \["):
+        train(replace(config, optimizer=optimizer), tmp_path)
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit() and int(path.name) > 2]

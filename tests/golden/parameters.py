@@ -1,0 +1,38 @@
+"""Every parameter of a config in text: path, shape, learning-rate group. Regenerate the files with `make golden`."""
+
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import jaxtyping
+from flax.traverse_util import flatten_dict
+
+from opendet_jax.config import Config
+from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.train.optimizer import group_of
+
+FOLDER = Path(__file__).parent
+CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis")
+
+
+def shipped(name: str) -> Config:
+    return Config.from_dict(import_module(f"configs.{name}").get_config())
+
+
+def table(config: Config) -> str:
+    """One line a parameter, sorted by path, and the number of numbers in each group."""
+    model = OpenDet(config.model, config.ablation)
+    params = flatten_dict(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)))
+    lines, sizes = [], {}
+    for path, leaf in sorted(params.items()):
+        group = group_of(path, config.optimizer, config.ablation)
+        sizes[group] = sizes.get(group, 0) + leaf.size
+        lines.append(f"{'/'.join(path)}  {'×'.join(map(str, leaf.shape))}  {group}")
+    totals = [f"# {group}: {size:,}" for group, size in sorted(sizes.items())]
+    return "\n".join([*lines, *totals, f"# all: {sum(sizes.values()):,}"]) + "\n"
+
+
+if __name__ == "__main__":
+    jaxtyping.config.update("jaxtyping_disable", True)
+    for name in CONFIGS:
+        (FOLDER / f"{name}.txt").write_text(table(shipped(name)))

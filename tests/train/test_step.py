@@ -1,0 +1,103 @@
+"""One optimizer step of the whole model: what it changes, what it leaves alone, and that it can be repeated."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from opendet_jax.batch import Batch, Images, Objects
+from opendet_jax.config import Ablation, Config
+from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.state import TrainState
+from opendet_jax.train.step import make_train_step
+from tests.model.conftest import TINY
+
+CONFIG = replace(Config(), model=TINY)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Three images: two objects, four, and none."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((3, 64, 64), bool)
+    mask[1, :, 48:] = False
+    valid = np.arange(4) < np.array([[2], [4], [0]])
+    texts = rng.normal(size=(3, 4, 32)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=-1, keepdims=True)
+    boxes = np.concatenate([rng.uniform(0.3, 0.7, (3, 4, 2)), rng.uniform(0.1, 0.4, (3, 4, 2))], axis=-1)
+    tokens = np.where(valid[..., None], np.array([5, 9, 1, 0]), 0).astype(np.int32)
+    pixels = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    return Batch(Images(pixels, mask), Objects(boxes.astype(np.float32), valid, texts, tokens))
+
+
+def run(config: Config, batch: Batch, steps: int) -> tuple[dict, dict, list[dict[str, float]]]:
+    """(parameters before, parameters after, terms of each step), flat by path."""
+    model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+    params = init_params(model, jax.random.key(0))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    step, terms = jax.jit(make_train_step(model, optimizer, config)), []
+    for _ in range(steps):
+        state, values = step(state, batch)
+        terms.append({name: float(value) for name, value in values.items()})
+    assert int(state.step) == steps
+    return flatten_dict(jax.device_get(params)), flatten_dict(jax.device_get(state.params)), terms
+
+
+@pytest.fixture(scope="module")
+def default(batch):
+    return run(CONFIG, batch, 2)
+
+
+def test_everything_moves_but_what_is_frozen(default):
+    """By default T5's head and embedding stay to the last bit, and their LoRA factors learn in their place."""
+    before, after, _ = default
+    same = {path for path in before if np.array_equal(before[path], after[path])}
+    # Zero and without a gradient: decay leaves them at zero. The first is multiplied by a zero factor at the start.
+    t5 = ("name_generator", "t5")
+    assert {(*t5, "lm_head", "kernel"), (*t5, "shared", "embedding")} <= same
+    assert (*t5, "lm_head", "lora_B") not in same
+    assert (*t5, "shared", "lora_A") not in same
+    allowed = {(*t5, "lm_head", "kernel"), (*t5, "shared", "embedding")}
+    assert all((before[path] == 0).all() for path in same - allowed), same - allowed
+
+
+def test_the_same_seed_gives_the_same_bits(default, batch):
+    _, after, terms = run(CONFIG, batch, 2)
+    assert terms == default[2]
+    for path, value in default[1].items():
+        np.testing.assert_array_equal(after[path], value)
+
+
+def test_randomness_depends_on_seed_and_step(default, batch):
+    _, _, terms = default
+    assert terms[0]["text_denoising"] != terms[1]["text_denoising"]
+    other = replace(CONFIG, train=replace(CONFIG.train, seed=1))
+    _, _, other_terms = run(other, batch, 1)
+    assert other_terms[0]["l1/denoising_1"] != terms[0]["l1/denoising_1"]
+    assert other_terms[0]["l1/encoder"] == terms[0]["l1/encoder"]  # no randomness there, and the same parameters
+
+
+def test_all_ablations_at_once(batch):
+    """The plainest model: trains, has only the terms that are left, and of T5 only the head moves."""
+    names = ("object_detector", "l_to_v", "distiller", "lora_head", "text_denoising", "masked_alignment", "joint_loss")
+    ablation = Ablation(**dict.fromkeys(names, False), train_llm=False)
+    before, after, terms = run(replace(CONFIG, ablation=ablation), batch, 2)
+    kinds = {name.partition("/")[0] for name in terms[0]}
+    assert kinds == {"total", "l1", "giou", "focal", "alignment", "naming", "gradient_norm"}
+    assert all(np.isfinite(value) for values in terms for value in values.values())
+    moved = {path for path in before if path[0] == "name_generator" and not np.array_equal(before[path], after[path])}
+    assert moved == {("name_generator", "t5", "lm_head", "kernel")}
+    assert not any("lora" in path[-1] for path in before)
+
+
+def test_losses_fall_on_one_batch(batch):
+    optimizer = replace(CONFIG.optimizer, detector_rate=3e-3, backbone_rate=3e-3, generator_rate=3e-3)
+    optimizer = replace(optimizer, freeze_head_steps=0, freeze_embedding_steps=0)
+    _, _, terms = run(replace(CONFIG, optimizer=optimizer), batch, 60)
+    first, last = terms[0], terms[-1]
+    for name in ("l1/layer_4", "giou/layer_4", "focal/layer_4", "alignment/layer_1", "distillation/layer_4", "naming"):
+        assert last[name] < 0.8 * first[name], f"{name}: {first[name]} → {last[name]}"
