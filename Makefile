@@ -9,7 +9,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow lint golden venv clean
+.PHONY: run test test-slow parity lint golden venv clean
 
 run: .venv/run
 	$(MAIN) --mode=train
@@ -19,10 +19,13 @@ run: .venv/run
 	@echo "$(RUN)/predict: one annotated picture a photograph, and predictions.json"
 
 test: .venv/test
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -q -m slow
+
+parity: .venv/test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity --parity-report docs/parity.md
 
 lint: .venv/test
 	$(BIN)/ruff check .

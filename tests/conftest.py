@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("opendet_jax", "beartype.beartype")
+pytest_plugins = ("tests.parity.plugin",)
 
 
 def _folder(variable: str) -> Path:
@@ -25,6 +26,7 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def vectors_folder() -> Path:
-    """Numbers computed by the authors' program (OPENDET_VECTORS)."""
-    return _folder("OPENDET_VECTORS")
+def vectors_folder(request) -> Path:
+    """Numbers computed by the authors' program (--vectors, or OPENDET_VECTORS)."""
+    given = request.config.getoption("--vectors")
+    return Path(given) if given else _folder("OPENDET_VECTORS")

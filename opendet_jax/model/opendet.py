@@ -104,12 +104,13 @@ class OpenDet(nn.Module):
             attention_mask(denoising, queries.valid),
         )
         texts = jnp.asarray(objects.texts)
+        real = jnp.asarray(objects.valid)[:, None]  # columns without an object score 0
         return Training(
             queries=queries,
             denoising=denoising,
             decoded=decoded,
-            alignment=self.align(decoded, texts, memory, deterministic),
-            encoder_alignment=self.aligner_encoder(queries.content, texts),
+            alignment=jnp.where(real, self.align(decoded, texts, memory, deterministic), 0.0),
+            encoder_alignment=jnp.where(real, self.aligner_encoder(queries.content, texts), 0.0),
             prompts=self.distil(decoded, features, memory, deterministic),
         )
 

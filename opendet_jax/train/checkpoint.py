@@ -16,6 +16,14 @@ from opendet_jax.weights.folder import CHECKPOINTS, read, steps
 # Fields that shape the parameters or the meaning of a name's tokens: a checkpoint fits only a config that agrees.
 BINDING_SECTIONS = ("model", "ablation")
 BINDING_DATA = ("tokenizer", "text_embeddings")
+# Fields of the model that evaluation may choose anew: which queries are kept, what enters T5, how numbers are computed.
+CHOSEN_IN_EVALUATION = frozenset(
+    f"model.{name}"
+    for name in (
+        *("max_queries", "min_queries", "score_threshold", "query_fill"),
+        *("normalise_prompts_at_inference", "dtype", "remat"),
+    )
+)
 
 
 class CheckpointError(InputError):
@@ -98,8 +106,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def check_same(saved: dict[str, Any], config: Config, where: Path) -> None:
-    """Raises CheckpointError listing every binding field in which the saved config differs from `config`."""
+def check_same(saved: dict[str, Any], config: Config, where: Path, free: frozenset[str] = frozenset()) -> None:
+    """Raises CheckpointError listing every binding field, but for those `free`, in which the configs differ."""
 
     def binding(values: dict[str, Any]) -> dict[str, Any]:
         parts = {name: values[name] for name in BINDING_SECTIONS}
@@ -110,7 +118,7 @@ def check_same(saved: dict[str, Any], config: Config, where: Path) -> None:
     lines = [
         f"  {name}: checkpoint {old.get(name, '(absent)')!r}, config {new.get(name, '(absent)')!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if name not in free and old.get(name) != new.get(name)
     ]
     if lines:
         raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))

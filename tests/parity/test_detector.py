@@ -1,11 +1,8 @@
 """The detector against the authors' program: selection, denoising, decoder, aligner, distiller, whole forward passes.
 
 A stage gets the stored inputs (tolerance 1e-5); the whole model gets images (5e-5; boxes 5e-6). Q is 900 or S here and
-the program's is 300 or 388: what is compared are the valid slots, and the empty ones must not disturb them.
+the program's is smaller: what is compared are the valid slots, and the empty ones must not disturb them.
 """
-
-from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +18,19 @@ from opendet_jax.model.distiller import Distiller, DistillerBlock, Projection
 from opendet_jax.model.encoder import Encoder, Memory
 from opendet_jax.model.neck import Features
 from opendet_jax.model.opendet import OpenDet
-from opendet_jax.model.query_selection import BinaryHead, QuerySelection, fill_as_program, proposals, select_best
-from opendet_jax.weights.detector import DETECTOR_RULES
-from opendet_jax.weights.rules import convert
-from opendet_jax.weights.swin import SWIN_RULES
-from tests.parity.vectors import Vectors, state_dict
+from opendet_jax.model.query_selection import BinaryHead, QuerySelection, fill_as_program
+from tests.parity import report
+from tests.parity.vectors import BOXES, MODEL, STAGE, Vectors, params_of
 
-STAGE, MODEL, BOXES = 1e-5, 5e-5, 5e-6
 T5 = T5Config(vocab_size=512, num_layers=2, ffn_width=256, activation="gelu_erf", head_bias=True)
 CONFIG = ModelConfig(query_fill="program", t5=T5)
 LAYERS = range(1, 7)
-SELECTIONS = ("few", "many", "over", "none", "one_empty", "both_over", "edge", "single", "single_over")
-NOISES = ("two_images", "one_image", "crowded", "lonely")
-
-
-@cache
-def load(folder: Path, name: str) -> tuple[Vectors, dict]:
-    """A file, and the parameters behind it but for the name generator's, which has its own tests."""
-    vectors = Vectors(folder / f"{name}.npz")
-    state = state_dict(folder, vectors)
-    state = {name: value for name, value in state.items() if ".class_generate." not in name}
-    return vectors, convert(state, (*SWIN_RULES, *DETECTOR_RULES))
+DETECTOR = (
+    *("backbone", "neck", "encoder", "query_selection", "denoising", "decoder"),
+    *("aligner_one_to_many", "aligner_one_to_one", "aligner_encoder", "distiller"),
+)
+LEVELS = tuple(f"neck/level_{level}" for level in range(4))
+MEMORY = ("encoder/layer_6", *LEVELS, "input/valid_ratios", "input/level_shapes")
 
 
 def images_of(vectors: Vectors) -> Images:
@@ -80,43 +69,6 @@ def stored(vectors: Vectors, *keys: str) -> list[jax.Array]:
     return [jnp.asarray(vectors[key]) for key in keys]
 
 
-# Single operations
-
-
-@pytest.mark.parametrize("case", SELECTIONS)
-def test_selection_as_the_program(vectors_folder, case):
-    units = Vectors(vectors_folder / "units.npz")
-    logits, want = units[f"select/{case}/logits"], units[f"select/{case}/index"]
-    index, valid = jax.jit(fill_as_program, static_argnums=(1, 2, 3))(logits, 900, 0.05, 300)
-    size = want.shape[1]
-    np.testing.assert_array_equal(index[:, :size], want)
-    np.testing.assert_array_equal(valid, np.broadcast_to(np.arange(900) < size, valid.shape))
-
-
-@pytest.mark.parametrize("case", SELECTIONS)
-def test_selection_of_the_paper_is_the_programs_without_the_filling(vectors_folder, case):
-    units = Vectors(vectors_folder / "units.npz")
-    logits, stored_index = units[f"select/{case}/logits"], units[f"select/{case}/index"]
-    index, valid = select_best(jnp.asarray(logits), jnp.ones(logits.shape, bool), 900, 0.05, 300)
-    count = (1 / (1 + np.exp(-logits.astype(np.float64))) >= 0.05).sum(axis=1)
-    for image, qualified in enumerate(count):
-        order = np.argsort(-logits[image], kind="stable")
-        want = order[: min(qualified, 900) if qualified else 300]
-        np.testing.assert_array_equal(index[image][valid[image]], want)
-        if qualified or not count.any():
-            assert set(want) == set(stored_index[image][: len(want)])
-
-
-def test_proposals(vectors_folder):
-    units = Vectors(vectors_folder / "units.npz")
-    mask = jnp.asarray(~units["proposals/mask"])
-    shapes = tuple((int(h), int(w)) for h, w in units["proposals/level_shapes"])
-    ratios = jnp.ones((len(mask), 4, 2))  # proposals count cells
-    boxes, valid = proposals(Memory(jnp.zeros((*mask.shape, 8)), mask, ratios, shapes))
-    np.testing.assert_array_equal(valid, units["proposals/valid"])
-    units.assert_close("proposals/boxes", np.where(valid[..., None], boxes, 1.0), 1e-6)
-
-
 def noise(arrays, prefix: str, counts: np.ndarray, slots: int) -> DenoisingRandoms:
     """The stored flat random numbers (half-group, then image, then object) in our slots."""
     most, total = int(counts.max()), int(counts.sum())
@@ -147,123 +99,154 @@ def padded_objects(boxes: np.ndarray, counts: np.ndarray, texts: np.ndarray | No
     return Objects(boxes=padded, valid=valid, texts=embeddings, tokens=np.ones((*valid.shape, 1), np.int32))
 
 
-def assert_same_boxes(boxes, logits: np.ndarray) -> None:
+def assert_same_boxes(vectors: Vectors, boxes, logits: np.ndarray) -> None:
     """Stored as logits: 1e-5 there is 1e-5 relative in a small box; near 1 float32 boxes cannot show more."""
-    np.testing.assert_allclose(boxes, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=STAGE, atol=0)
+    want = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    relative = float(np.abs(np.asarray(boxes) / want - 1).max(initial=0.0))
+    absolute = float(np.abs(np.asarray(boxes) - want).max(initial=0.0))
+    report.enter_error("denoising inputs", vectors.name, absolute, relative, STAGE, is_relative=True)
+    np.testing.assert_allclose(boxes, want, rtol=STAGE, atol=0)
 
 
-@pytest.mark.parametrize("case", NOISES)
-def test_denoising_queries(vectors_folder, case):
-    units = Vectors(vectors_folder / "units.npz")
-    counts, boxes = units[f"denoising/{case}/count"], units[f"denoising/{case}/object_boxes"]
-    objects = padded_objects(boxes, counts)
-    slots = denoising_slots(CONFIG, objects.valid.shape[1])
-    randoms = noise(units, f"denoising/{case}", counts, slots)
-    embedding = jnp.broadcast_to(jnp.arange(1.0, 93.0)[:, None], (92, CONFIG.width))  # row r holds r + 1
-    made = Denoising(CONFIG).apply({"params": {"label_embedding": {"embedding": embedding}}}, objects, randoms)
-
-    used = int(units[f"denoising/{case}/queries"])
-    assert made.groups == units[f"denoising/{case}/groups"]
-    np.testing.assert_array_equal(made.valid, np.broadcast_to(np.arange(slots) < used, made.valid.shape))
-    labels = units[f"denoising/{case}/labels"]
-    np.testing.assert_array_equal(made.content[:, :used, 0] - 1, labels)
-    np.testing.assert_array_equal(made.content[:, used:], 0)
-    assert_same_boxes(made.boxes[:, :used], units[f"denoising/{case}/boxes_unsigmoid"])
-
-    most = int(units[f"denoising/{case}/single"])
-    place = np.arange(used) % (2 * most)
-    np.testing.assert_array_equal(made.positive[:, :used], (place < most) & (labels >= 0))
-    np.testing.assert_array_equal(made.object[:, :used], np.where(labels >= 0, place % most, 0))
-    sees = attention_mask(made, jnp.ones((len(counts), 10), bool))
-    keep = np.r_[:used, slots : slots + 10]
+def assert_attention(vectors: Vectors, sees, want: np.ndarray, keep: np.ndarray) -> None:
     for image in np.asarray(sees):
-        want = units[f"denoising/{case}/attention_mask_with_10_queries"]
-        np.testing.assert_array_equal(~image[np.ix_(keep, keep)], want)
+        got = ~image[np.ix_(keep, keep)]
+        report.enter("denoising attention mask", vectors.name, want, got, 0.0)
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.needs("denoising/")
+def test_denoising_queries(unit_vectors):
+    units = unit_vectors
+    for case in units.cases("denoising/"):
+        key = f"denoising/{case}"
+        counts, boxes = units[f"{key}/count"], units[f"{key}/object_boxes"]
+        objects = padded_objects(boxes, counts)
+        slots = denoising_slots(CONFIG, objects.valid.shape[1])
+        randoms = noise(units, key, counts, slots)
+        embedding = jnp.broadcast_to(jnp.arange(1.0, 93.0)[:, None], (92, CONFIG.width))  # row r holds r + 1
+        made = Denoising(CONFIG).apply({"params": {"label_embedding": {"embedding": embedding}}}, objects, randoms)
+
+        used = int(units[f"{key}/queries"])
+        assert made.groups == units[f"{key}/groups"], case
+        np.testing.assert_array_equal(made.valid, np.broadcast_to(np.arange(slots) < used, made.valid.shape))
+        labels = units[f"{key}/labels"]
+        units.assert_equal("denoising inputs", f"{key}/labels", np.asarray(made.content)[:, :used, 0] - 1)
+        np.testing.assert_array_equal(made.content[:, used:], 0)
+        assert_same_boxes(units, made.boxes[:, :used], units[f"{key}/boxes_unsigmoid"])
+
+        most = int(units[f"{key}/single"])
+        place = np.arange(used) % (2 * most)
+        np.testing.assert_array_equal(made.positive[:, :used], (place < most) & (labels >= 0))
+        np.testing.assert_array_equal(made.object[:, :used], np.where(labels >= 0, place % most, 0))
+        sees = attention_mask(made, jnp.ones((len(counts), 10), bool))
+        keep = np.r_[:used, slots : slots + 10]
+        assert_attention(units, sees, units[f"{key}/attention_mask_with_10_queries"], keep)
 
 
 # Stages on stored inputs
 
 
-def test_query_selection_on_stored_memory(vectors_folder):
-    vectors, params = load(vectors_folder, "eval_a")
+@pytest.mark.needs(*MEMORY, "select/index")
+def test_query_selection_on_stored_memory(eval_vectors):
+    vectors, params = eval_vectors, params_of(eval_vectors, "query_selection")
     _, memory = pyramids(vectors)
     queries, state = QuerySelection(CONFIG).apply(
         {"params": params["query_selection"]},
         memory,
         capture_intermediates=lambda module, _: isinstance(module, BinaryHead),
     )
-    vectors.assert_close("select/logits", state["intermediates"]["score"]["__call__"][0], STAGE)
-    np.testing.assert_array_equal(queries.index[:, :300], vectors["select/index"])
-    np.testing.assert_array_equal(queries.valid.sum(axis=1), 300)
-    vectors.assert_close("select/features", queries.content[:, :300], STAGE)
-    vectors.assert_close("select/boxes", queries.boxes[:, :300], BOXES)
+    size = vectors["select/index"].shape[1]
+    vectors.assert_close("token scores", "select/logits", state["intermediates"]["score"]["__call__"][0], STAGE)
+    vectors.assert_equal("selected tokens", "select/index", queries.index[:, :size])
+    np.testing.assert_array_equal(queries.valid.sum(axis=1), size)
+    vectors.assert_close("selected features", "select/features", queries.content[:, :size], STAGE)
+    vectors.assert_close("initial boxes", "select/boxes", queries.boxes[:, :size], BOXES)
 
 
-@pytest.mark.parametrize("name", ["eval_b", "eval_pad", "train_a", "train_b"])
-def test_selection_on_stored_scores(vectors_folder, name):
-    vectors, _ = load(vectors_folder, name)
-    logits, index = vectors["select/logits"], vectors["select/index"]
-    slots = min(900, logits.shape[1])
-    chosen, valid = fill_as_program(jnp.asarray(logits), slots, 0.05, 300)
-    np.testing.assert_array_equal(chosen[:, : index.shape[1]], index)
-    np.testing.assert_array_equal(valid.sum(axis=1), index.shape[1])
+def assert_selection_on_stored_scores(vectors: Vectors) -> None:
+    logits, size = vectors["select/logits"], vectors["select/index"].shape[1]
+    chosen, valid = fill_as_program(jnp.asarray(logits), min(900, logits.shape[1]), 0.05, 300)
+    vectors.assert_equal("selected tokens", "select/index", chosen[:, :size])
+    np.testing.assert_array_equal(valid.sum(axis=1), size)
 
 
-def test_decoder_on_stored_queries(vectors_folder):
-    vectors, params = load(vectors_folder, "eval_a")
+@pytest.mark.needs("select/logits", "select/index")
+def test_selection_on_stored_scores_at_inference(eval_vectors):
+    assert_selection_on_stored_scores(eval_vectors)
+
+
+@pytest.mark.needs("select/logits", "select/index")
+def test_selection_on_stored_scores_in_training(train_vectors):
+    assert_selection_on_stored_scores(train_vectors)
+
+
+@pytest.mark.needs(*MEMORY, "select/features", "select/boxes")
+def test_decoder_on_stored_queries(eval_vectors):
+    vectors, params = eval_vectors, params_of(eval_vectors, "decoder")
     _, memory = pyramids(vectors)
     content, boxes = stored(vectors, "select/features", "select/boxes")
-    sees = jnp.ones((1, 300, 300), bool)
+    sees = jnp.ones((len(content), content.shape[1], content.shape[1]), bool)
     decoded = jax.jit(Decoder(CONFIG).apply)({"params": params["decoder"]}, content, boxes, memory, sees)
+    assert_decoded(vectors, decoded, STAGE, slice(None))
+
+
+def assert_decoded(vectors: Vectors, decoded, atol: float, keep) -> None:
     for layer in LAYERS:
-        vectors.assert_close(f"decoder/h_{layer}", decoded.hidden[layer - 1], STAGE)
-        vectors.assert_close(f"decoder/boxes_{layer}", decoded.boxes[layer - 1], BOXES)
-        vectors.assert_close(f"decoder/objectness_{layer}", decoded.objectness[layer - 1], STAGE)
+        own = [x[layer - 1][:, keep] for x in (decoded.hidden, decoded.boxes, decoded.objectness)]
+        vectors.assert_close("decoder states", f"decoder/h_{layer}", own[0], atol)
+        vectors.assert_close("decoder boxes", f"decoder/boxes_{layer}", own[1], BOXES)
+        vectors.assert_close("objectness", f"decoder/objectness_{layer}", own[2], atol)
 
 
-def test_aligners_on_stored_queries(vectors_folder):
-    vectors, params = load(vectors_folder, "eval_a")
+HIDDEN = tuple(f"decoder/{what}_{layer}" for what in ("h", "boxes") for layer in LAYERS)
+
+
+@pytest.mark.needs(*MEMORY, "align/texts", "select/features", *HIDDEN)
+def test_aligners_on_stored_queries(eval_vectors):
+    vectors, params = eval_vectors, params_of(eval_vectors, *DETECTOR)
     _, memory = pyramids(vectors)
     texts, content = stored(vectors, "align/texts", "select/features")
     align = jax.jit(Aligner(CONFIG).apply)
     first, last, encoder = ({"params": params[f"aligner_{name}"]} for name in ("one_to_many", "one_to_one", "encoder"))
-    vectors.assert_close("align/encoder", align(encoder, content, texts), STAGE)
+    vectors.assert_close("alignment, encoder", "align/encoder", align(encoder, content, texts), STAGE)
     for layer in LAYERS:
         hidden, boxes = stored(vectors, f"decoder/h_{layer}", f"decoder/boxes_{layer}")
         aligner = first if layer <= 4 else last
-        vectors.assert_close(f"align/plain_{layer}", align(aligner, hidden, texts), STAGE)
+        vectors.assert_close("alignment, plain", f"align/plain_{layer}", align(aligner, hidden, texts), STAGE)
         if layer > 4:
             refined = align(aligner, hidden, texts, memory, boxes)
-            vectors.assert_close(f"align/refined_{layer}", refined, STAGE)
+            vectors.assert_close("alignment, refined", f"align/refined_{layer}", refined, STAGE)
 
 
 def inside_distiller(module, _) -> bool:
     return isinstance(module, DistillerBlock | Projection)
 
 
-def assert_distiller_close(vectors: Vectors, distiller: dict, atol: float, size: int) -> None:
+def assert_distiller(vectors: Vectors, distiller: dict, atol: float, size: int) -> None:
     """`distiller`: captured outputs of its parts."""
-    for key, part in {
-        "h_back": "backbone_blocks_1",
-        "h_enc": "encoder_blocks_1",
-        "phi": "phi",
-        "phi_b": "phi_backbone",
-        "phi_e": "phi_encoder",
-    }.items():
-        vectors.assert_close(f"distill/{key}", distiller[part]["__call__"][0][:, :size], atol)
+    for stage, key, part in (
+        ("distiller branches", "h_back", "backbone_blocks_1"),
+        ("distiller branches", "h_enc", "encoder_blocks_1"),
+        ("projections φ", "phi", "phi"),
+        ("projections φ", "phi_b", "phi_backbone"),
+        ("projections φ", "phi_e", "phi_encoder"),
+    ):
+        vectors.assert_close(stage, f"distill/{key}", distiller[part]["__call__"][0][:, :size], atol)
 
 
-def test_distiller_on_stored_queries(vectors_folder):
-    vectors, params = load(vectors_folder, "eval_a")
+@pytest.mark.needs(*MEMORY, "decoder/h_6", "decoder/boxes_6")
+def test_distiller_on_stored_queries(eval_vectors):
+    vectors, params = eval_vectors, params_of(eval_vectors, "distiller")
     features, memory = pyramids(vectors)
     hidden, boxes = stored(vectors, "decoder/h_6", "decoder/boxes_6")
     variables = {"params": params["distiller"]}
     prompts, state = Distiller(CONFIG).apply(
         variables, hidden, boxes, features, memory, capture_intermediates=inside_distiller
     )
-    assert_distiller_close(vectors, state["intermediates"], STAGE, 300)
-    vectors.assert_close("distill/prompts", prompts.distilled, STAGE)
-    vectors.assert_close("distill/prompts", prompts.language, STAGE)
+    assert_distiller(vectors, state["intermediates"], STAGE, hidden.shape[1])
+    vectors.assert_close("prompts", "distill/prompts", prompts.distilled, STAGE)
+    vectors.assert_close("prompts", "distill/prompts", prompts.language, STAGE)
 
 
 # The whole model
@@ -273,9 +256,9 @@ def captured(module, name) -> bool:
     return isinstance(module, Encoder | BinaryHead) or inside_distiller(module, name)
 
 
-@pytest.mark.parametrize("name", ["eval_a", "eval_b", "eval_pad"])
-def test_whole_model_at_inference(vectors_folder, name):
-    vectors, params = load(vectors_folder, name)
+@pytest.mark.needs("select/index", "input/mask")
+def test_whole_model_at_inference(eval_vectors):
+    vectors, params = eval_vectors, params_of(eval_vectors, *DETECTOR)
     model = OpenDet(CONFIG)
 
     def detect(params, images, texts):
@@ -285,31 +268,29 @@ def test_whole_model_at_inference(vectors_folder, name):
         plain = Aligner(CONFIG).apply({"params": params["aligner_encoder"]}, detected.queries.content, texts)
         return detected, alignment, plain, state["intermediates"]
 
-    detected, alignment, encoder_alignment, inside = jax.jit(detect)(
-        params, images_of(vectors), *stored(vectors, "align/texts")
-    )
+    no_texts = np.ones((len(vectors["input/mask"]), 1, 768), np.float32)
+    texts = vectors.arrays.get("align/texts", no_texts)
+    detected, alignment, encoder_alignment, inside = jax.jit(detect)(params, images_of(vectors), jnp.asarray(texts))
     size = vectors["select/index"].shape[1]
-    queries, decoded = detected.queries, detected.decoded
-    vectors.assert_close("encoder/layer_6", inside["encoder"]["__call__"][0].tokens, MODEL)
-    vectors.assert_close("select/logits", inside["query_selection"]["score"]["__call__"][0], MODEL)
+    queries = detected.queries
+    vectors.assert_close("encoder layers", "encoder/layer_6", inside["encoder"]["__call__"][0].tokens, MODEL)
+    vectors.assert_close("token scores", "select/logits", inside["query_selection"]["score"]["__call__"][0], MODEL)
     np.testing.assert_array_equal(queries.valid.sum(axis=1), size)
-    np.testing.assert_array_equal(queries.index[:, :size], vectors["select/index"])
-    vectors.assert_close("select/features", queries.content[:, :size], MODEL)
-    vectors.assert_close("select/boxes", queries.boxes[:, :size], BOXES)
+    vectors.assert_equal("selected tokens", "select/index", queries.index[:, :size])
+    vectors.assert_close("selected features", "select/features", queries.content[:, :size], MODEL)
+    vectors.assert_close("initial boxes", "select/boxes", queries.boxes[:, :size], BOXES)
+    assert_decoded(vectors, detected.decoded, MODEL, slice(size))
     for layer in LAYERS:
-        vectors.assert_close(f"decoder/h_{layer}", decoded.hidden[layer - 1, :, :size], MODEL)
-        vectors.assert_close(f"decoder/boxes_{layer}", decoded.boxes[layer - 1, :, :size], BOXES)
-        vectors.assert_close(f"decoder/objectness_{layer}", decoded.objectness[layer - 1, :, :size], MODEL)
         form = "plain" if layer <= 4 else "refined"
-        vectors.assert_close(f"align/{form}_{layer}", alignment[layer - 1, :, :size], MODEL)
-    vectors.assert_close("align/encoder", encoder_alignment[:, :size], MODEL)
-    assert_distiller_close(vectors, inside["distiller"], MODEL, size)
-    vectors.assert_close("distill/prompts", detected.prompts[:, :size], MODEL)
+        vectors.assert_close(f"alignment, {form}", f"align/{form}_{layer}", alignment[layer - 1, :, :size], MODEL)
+    vectors.assert_close("alignment, encoder", "align/encoder", encoder_alignment[:, :size], MODEL)
+    assert_distiller(vectors, inside["distiller"], MODEL, size)
+    vectors.assert_close("prompts", "distill/prompts", detected.prompts[:, :size], MODEL)
 
 
-@pytest.mark.parametrize("name", ["train_a", "train_b"])
-def test_whole_model_in_training(vectors_folder, name):
-    vectors, params = load(vectors_folder, name)
+@pytest.mark.needs("select/index", "objects/boxes", "objects/texts", "dn/queries", "dn/single", "dn/groups")
+def test_whole_model_in_training(train_vectors):
+    vectors, params = train_vectors, params_of(train_vectors, *DETECTOR)
     counts = vectors["objects/count"]
     objects = padded_objects(vectors["objects/boxes"], counts, vectors["objects/texts"])
     slots = denoising_slots(CONFIG, objects.valid.shape[1])
@@ -326,24 +307,22 @@ def test_whole_model_in_training(vectors_folder, name):
     keep = np.r_[:used, slots : slots + size]
 
     assert out.denoising.groups == vectors["dn/groups"]
-    vectors.assert_close("dn/content", out.denoising.content[:, :used], STAGE)
-    assert_same_boxes(out.denoising.boxes[:, :used], vectors["dn/boxes_unsigmoid"])
-    for sees in np.asarray(attention_mask(out.denoising, out.queries.valid)):
-        np.testing.assert_array_equal(~sees[np.ix_(keep, keep)], vectors["dn/attention_mask"])
+    vectors.assert_close("denoising inputs", "dn/content", out.denoising.content[:, :used], STAGE)
+    assert_same_boxes(vectors, out.denoising.boxes[:, :used], vectors["dn/boxes_unsigmoid"])
+    sees = attention_mask(out.denoising, out.queries.valid)
+    assert_attention(vectors, sees, vectors["dn/attention_mask"], keep)
 
-    vectors.assert_close("encoder/memory", inside["encoder"]["__call__"][0].tokens, MODEL)
-    vectors.assert_close("select/logits", inside["query_selection"]["score"]["__call__"][0], MODEL)
-    np.testing.assert_array_equal(out.queries.index[:, :size], vectors["select/index"])
-    vectors.assert_close("select/boxes", out.queries.boxes[:, :size], BOXES)
-    vectors.assert_close("align/encoder", out.encoder_alignment[:, :size, :most], MODEL)
-    for layer in LAYERS:
-        vectors.assert_close(f"decoder/h_{layer}", out.decoded.hidden[layer - 1][:, keep], MODEL)
-        vectors.assert_close(f"decoder/boxes_{layer}", out.decoded.boxes[layer - 1][:, keep], BOXES)
-        vectors.assert_close(f"decoder/objectness_{layer}", out.decoded.objectness[layer - 1][:, keep], MODEL)
+    vectors.assert_close("encoder layers", "encoder/memory", inside["encoder"]["__call__"][0].tokens, MODEL)
+    vectors.assert_close("token scores", "select/logits", inside["query_selection"]["score"]["__call__"][0], MODEL)
+    vectors.assert_equal("selected tokens", "select/index", out.queries.index[:, :size])
+    vectors.assert_close("initial boxes", "select/boxes", out.queries.boxes[:, :size], BOXES)
+    vectors.assert_close("alignment, encoder", "align/encoder", out.encoder_alignment[:, :size, :most], MODEL)
+    assert_decoded(vectors, out.decoded, MODEL, keep)
     for number, layer in enumerate((5, 6)):
         rows = number * (slots + out.queries.valid.shape[1]) + keep
         for key, part in {"h_back": "backbone_blocks_1", "h_enc": "encoder_blocks_1"}.items():
             got = inside["distiller"][part]["__call__"][0][:, rows]
-            vectors.assert_close(f"distill/{key}_{layer}", got, MODEL)
+            vectors.assert_close("distiller branches", f"distill/{key}_{layer}", got, MODEL)
     for layer in LAYERS:
-        vectors.assert_close(f"align/layer_{layer}", out.alignment[layer - 1][:, keep, :most], MODEL)
+        stage = "alignment, plain" if layer <= 4 else "alignment, refined"
+        vectors.assert_close(stage, f"align/layer_{layer}", out.alignment[layer - 1][:, keep, :most], MODEL)

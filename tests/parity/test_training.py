@@ -16,19 +16,19 @@ from flax.traverse_util import flatten_dict
 from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig, T5Config
 from opendet_jax.losses.matching import match
-from opendet_jax.losses.naming import TextNoise
+from opendet_jax.losses.naming import TextNoise, text_sigma
 from opendet_jax.losses.sets import clean_targets, matching_sets
 from opendet_jax.losses.total import WEIGHTS, training_losses
 from opendet_jax.model.denoising import denoising_slots
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.weights.opendet import OPENDET_RULES
-from opendet_jax.weights.rules import convert, target
+from tests.parity import report
 from tests.parity.test_detector import images_of, noise
-from tests.parity.vectors import Vectors, state_dict
+from tests.parity.vectors import Vectors, params_of
 
 T5 = T5Config(vocab_size=512, num_layers=2, ffn_width=256, activation="gelu_erf", head_bias=True)
-# The program's 300 queries and 20 empty slots.
-CONFIG = ModelConfig(query_fill="program", max_queries=320, t5=T5)
+CONFIG = ModelConfig(query_fill="program", t5=T5)
+SPARE_QUERIES = 20  # empty slots beside the program's
 LOSSES = LossConfig(text_noise_sigma="padded")
 SPARE_SLOTS = 2  # objects that are none
 
@@ -71,10 +71,12 @@ def swap_branches(params: dict[str, Any]) -> dict[str, Any]:
     return params | {"distiller": params["distiller"] | {"fusion": {"kernel": np.concatenate([phi, phi_e, phi_b])}}}
 
 
-@pytest.fixture(scope="module", params=["train_a", "train_b"])
-def step(request, vectors_folder) -> Step:
-    vectors = Vectors(vectors_folder / f"{request.param}.npz")
-    params = convert(state_dict(vectors_folder, vectors), OPENDET_RULES)
+@pytest.fixture(scope="module")
+def step(train_vectors) -> Step:
+    vectors = train_vectors
+    params = params_of(vectors)
+    slots = min(CONFIG.max_queries, vectors["select/index"].shape[1] + SPARE_QUERIES)
+    config = replace(CONFIG, max_queries=slots)
     counts, tokens = vectors["objects/count"], vectors["objects/tokens"]
     valid = np.arange(vectors["objects/boxes"].shape[1] + SPARE_SLOTS) < counts[:, None]
     objects = Objects(
@@ -88,7 +90,7 @@ def step(request, vectors_folder) -> Step:
         uniform=jnp.asarray(padded(vectors["text_noise/uniform"], 0.0)),
     )
     randoms = noise(vectors, "dn/random", counts, denoising_slots(CONFIG, valid.shape[1]))
-    images, model = images_of(vectors), OpenDet(CONFIG)
+    images, model = images_of(vectors), OpenDet(config)
 
     def losses(params):
         variables = {"params": params}
@@ -98,11 +100,11 @@ def step(request, vectors_folder) -> Step:
             return model.apply(variables, prompts, tokens, deterministic=True, method="token_losses")
 
         _, terms = training_losses(
-            training, objects, text_noise, token_losses, jax.random.key(0), CONFIG, Ablation(), LOSSES
+            training, objects, text_noise, token_losses, jax.random.key(0), config, Ablation(), LOSSES
         )
         targets = clean_targets(objects)
         matched = {}
-        for mode, (names, predictions) in matching_sets(training, targets, CONFIG, Ablation()).items():
+        for mode, (names, predictions) in matching_sets(training, targets, config, Ablation()).items():
             matched |= dict(zip(names, match(predictions, targets, mode).object, strict=True))
         return terms, matched
 
@@ -132,9 +134,11 @@ def gradients(step: Step, wanted) -> dict[tuple[str, ...], np.ndarray]:
     return flatten_dict(jax.tree.map(np.asarray, step.pullback(cotangents)))
 
 
-def assert_norms_close(vectors: Vectors, key: str, got: dict[tuple[str, ...], np.ndarray], tolerance: float) -> None:
-    names, want = vectors["clean/grad/names"], vectors[key]
-    paths = [tuple((target(str(name), OPENDET_RULES)[0] or "").split("/")) for name in names]
+def assert_norms_close(
+    stage: str, vectors: Vectors, variant: str, key: str, got: dict[tuple[str, ...], np.ndarray], tolerance: float
+) -> None:
+    names, want = vectors[f"{variant}/grad/names"], vectors[key]
+    paths = [tuple((OPENDET_RULES.place(str(name)).path or "").split("/")) for name in names]
     norms = np.array([np.linalg.norm(got[path].astype(np.float64)) for path in paths])
     others = set(got) - set(paths)
     assert all((got[path] == 0).all() for path in others), [p for p in others if (got[p] != 0).any()]
@@ -142,7 +146,7 @@ def assert_norms_close(vectors: Vectors, key: str, got: dict[tuple[str, ...], np
     large = want > SMALL * whole
     relative = np.abs(norms[large] / want[large] - 1)
     absolute = np.abs(norms - want)[~large] / whole
-    print(f"{vectors.path.stem} {key}: {relative.max():.1e} relative, small ones {absolute.max(initial=0):.1e} of all")
+    report.enter_error(stage, vectors.name, absolute.max(initial=0.0), relative.max(), tolerance, is_relative=True)
     assert relative.max() <= tolerance, names[large][relative > tolerance]
     assert absolute.max(initial=0.0) <= SMALL_NORM, names[~large][absolute > SMALL_NORM]
     assert np.linalg.norm(norms) == pytest.approx(whole, rel=tolerance)
@@ -180,15 +184,19 @@ def program_terms(terms: dict[str, float]) -> dict[str, float]:
     return joined
 
 
+@pytest.mark.needs("clean_same_order/loss/names")
 def test_matchings(step):
     """The same (query, object) pairs in every set; which copy of an object a query has does not matter."""
     for name, matched in step.matched.items():
         for image, objects in enumerate(matched):
             key = f"clean_same_order/match/{name}/{image}"
-            pairs = zip(step.vectors[f"{key}/query"], step.vectors[f"{key}/object"], strict=True)
-            assert {(q, objects[q]) for q in np.flatnonzero(objects >= 0)} == set(pairs), key
+            want = sorted(zip(step.vectors[f"{key}/query"], step.vectors[f"{key}/object"], strict=True))
+            got = [(q, objects[q]) for q in np.flatnonzero(objects >= 0)]
+            assert got == want, key
+            report.enter("matchings", step.vectors.name, want, got, 0.0)
 
 
+@pytest.mark.needs("clean_same_order/loss/names", "clean/loss/names")
 @pytest.mark.parametrize("variant", ["clean_same_order", "clean"])
 def test_loss_terms(step, variant):
     got = step if variant == "clean_same_order" else step.swapped
@@ -199,49 +207,61 @@ def test_loss_terms(step, variant):
     assert ours.keys() == want.keys()
     errors = {name: abs(ours[name] / want[name] - 1) for name in want}
     worst = max(errors, key=errors.__getitem__)
-    print(f"{step.vectors.path.stem} {variant}: {worst} {errors[worst]:.1e} relative")
+    absolute = max(abs(ours[name] - want[name]) for name in want)
+    report.enter_error("loss terms", step.vectors.name, absolute, errors[worst], TERM, is_relative=True)
     assert errors[worst] <= TERM, worst
     if variant == "clean_same_order":
-        assert got.terms["total"] == pytest.approx(float(step.vectors["clean_same_order/loss/total"]), rel=TERM)
+        total = float(step.vectors["clean_same_order/loss/total"])
+        report.enter("total loss", step.vectors.name, total, got.terms["total"], TERM, relative=True)
+        assert got.terms["total"] == pytest.approx(total, rel=TERM)
 
 
-def test_weights_of_the_terms(step):
+@pytest.mark.needs("text_noise/sigma")
+def test_sigma_of_the_text_noise(train_vectors):
+    texts, counts = jnp.asarray(train_vectors["objects/texts"]), train_vectors["objects/count"]
+    valid = jnp.asarray(np.arange(texts.shape[1]) < counts[:, None])
+    sigma = text_sigma(texts, valid, "padded")
+    train_vectors.assert_close("text noise σ", "text_noise/sigma", sigma, 1e-6)
+
+
+@pytest.mark.needs("clean/loss/weights")
+def test_weights_of_the_terms(train_vectors):
     ours = {"loss_bbox": "l1", "loss_giou": "giou", "loss_bce": "joint", "loss_ce": "alignment"}
-    for name, weight in zip(step.vectors["clean/loss/names"], step.vectors["clean/loss/weights"], strict=True):
+    for name, weight in zip(train_vectors["clean/loss/names"], train_vectors["clean/loss/weights"], strict=True):
         term = ours.get("_".join(str(name).split("_")[:2]))
         if term:
             assert WEIGHTS[term] == weight, name
     assert all(WEIGHTS[term] == 1 for term in ("joint", "focal", "distillation", "naming", "text_denoising"))
 
 
+@pytest.mark.needs("clean_same_order/grad/norms")
 def test_gradient_of_the_total(step):
+    variant, vectors = "clean_same_order", step.vectors
     got = gradients(step, lambda term, of: True)
-    assert_norms_close(step.vectors, "clean_same_order/grad/norms", got, NORM)
+    assert_norms_close("gradient norms of the total", vectors, variant, f"{variant}/grad/norms", got, NORM)
 
-    prefix = "clean_same_order/grad/of/"
-    stored = {k.removeprefix(prefix).removesuffix("/stats") for k in step.vectors.arrays if k.startswith(prefix)}
-    stored = {name for name in stored if not name.endswith(("/shape", "/stride", "/values"))}
-    assert len(stored) == 16
-    for name in stored:
-        path, layout = target(name, OPENDET_RULES)
+    for name in vectors.cases(f"{variant}/grad/of/"):
+        path, layout, _ = OPENDET_RULES.place(name)
         assert path is not None
-        gradient = got[tuple(path.split("/"))]
-        key = prefix + name
-        shape = step.vectors[f"{key}/shape"] if f"{key}/shape" in step.vectors else step.vectors[key].shape
-        in_their_layout = np.empty(gradient.size, np.float32)
-        in_their_layout[layout(np.arange(gradient.size).reshape(shape)).ravel()] = gradient.ravel()
-        largest = np.abs(step.vectors[key if key in step.vectors.arrays else f"{key}/values"]).max()
-        step.vectors.assert_close(key, in_their_layout.reshape(shape), ENTRY * largest)
+        key = f"{variant}/grad/of/{name}"
+        want, ours = vectors.pair(key, layout.theirs(got[tuple(path.split("/"))]))
+        largest = np.abs(want).max()
+        error = np.abs(want - ours).max()
+        report.enter_error("gradient entries", vectors.name, error, error / largest, ENTRY, is_relative=True)
+        assert error <= ENTRY * largest, name
 
 
+@pytest.mark.needs("clean/grad/group/")
 @pytest.mark.parametrize("group", GROUPS)
 def test_gradient_of_each_group(step, group):
     """Which losses reach which parameters: every gradient stop of the method."""
-    got = gradients(step.swapped if group == "distill" else step, GROUPS[group])
-    assert_norms_close(step.vectors, f"clean/grad/group/{group}", got, GROUP_NORM)
+    own = step.swapped if group == "distill" else step
+    got = gradients(own, GROUPS[group])
+    stage, key = "gradient norms of the eight groups", f"clean/grad/group/{group}"
+    assert_norms_close(stage, step.vectors, "clean", key, got, GROUP_NORM)
     value = sum(
         WEIGHTS[name.split("/")[0]] * term
-        for name, term in (step.swapped if group == "distill" else step).terms.items()
+        for name, term in own.terms.items()
         if name != "total" and GROUPS[group](name.split("/")[0], name.partition("/")[2])
     )
     assert value == pytest.approx(float(step.vectors[f"clean/loss/group/{group}"]), rel=TERM)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,36 +11,14 @@ from opendet_jax.config import ModelConfig, SwinConfig
 from opendet_jax.model.encoder import Encoder, EncoderLayer
 from opendet_jax.model.neck import Neck
 from opendet_jax.model.swin import Swin
-from opendet_jax.weights.detector import ENCODER_RULES, NECK_RULES
-from opendet_jax.weights.rules import convert
-from opendet_jax.weights.swin import SWIN_RULES
-from tests.parity.vectors import Vectors, state_dict
+from tests.parity.vectors import MODEL, STAGE, Vectors, params_of
 
-STAGE, FEATURES = 1e-5, 5e-5
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
-CASES = ["eval_a", "eval_b", "eval_pad"]
+LEVELS, LAYERS = range(4), range(1, 7)
+NECK = tuple(f"neck/level_{level}" for level in LEVELS)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def vectors(request, vectors_folder):
-    return Vectors(vectors_folder / f"{request.param}.npz")
-
-
-@pytest.fixture(scope="module")
-def params(vectors_folder):
-    """Everything of the checkpoint that these three parts use."""
-    state = state_dict(vectors_folder, Vectors(vectors_folder / "eval_a.npz"))
-    parts = (
-        "detr.detr.backbone.",
-        "detr.detr.input_proj.",
-        "detr.detr.transformer.level_embed",
-        "detr.detr.transformer.encoder.",
-    )
-    state = {name: value for name, value in state.items() if name.startswith(parts)}
-    return convert(state, SWIN_RULES + NECK_RULES + ENCODER_RULES)
-
-
-def images(vectors):
+def images(vectors: Vectors) -> jax.Array:
     """Normalised pixels, zero where padded: [B, H, W, 3]."""
     out = np.zeros((*vectors["input/mask"].shape, 3), np.float32)
     for i in range(len(out)):
@@ -48,53 +27,60 @@ def images(vectors):
     return jnp.asarray(out)
 
 
-def channels_first(x):
+def channels_first(x) -> np.ndarray:
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
-def level(features, index):
-    """One level of the tokens as the authors keep it: [B, D, h, w]."""
-    sizes = [h * w for h, w in features.level_shapes]
-    start = sum(sizes[:index])
-    tokens = np.asarray(features.tokens)[:, start : start + sizes[index]]
-    return channels_first(tokens.reshape(len(tokens), *features.level_shapes[index], -1))
+def assert_levels(vectors: Vectors, features, atol: float) -> None:
+    """Each level of the tokens as the authors keep it: [B, D, h, w]."""
+    start = 0
+    for level, (height, width) in enumerate(features.level_shapes):
+        tokens = np.asarray(features.tokens)[:, start : start + height * width]
+        start += height * width
+        out = channels_first(tokens.reshape(len(tokens), height, width, -1))
+        if level < 3:
+            vectors.assert_close("neck, strides 8–32", f"neck/level_{level}", out, atol)
+        else:  # GroupNorm over very few cells: the authors' own float32 is 2e-5 off
+            vectors.assert_close("neck, stride 64", f"neck/level_{level}", out, MODEL)
 
 
-def run_encoder(params, features):
-    """The tokens after each layer."""
-    memory, state = Encoder(ModelConfig()).apply(
-        {"params": params["encoder"]}, features, capture_intermediates=lambda m, _: isinstance(m, EncoderLayer)
-    )
-    layers = state["intermediates"]
-    assert np.array_equal(memory.tokens, layers["layers_5"]["__call__"][0])
-    return [layers[f"layers_{i}"]["__call__"][0] for i in range(6)]
+def assert_encoder(vectors: Vectors, params, features, atol: float) -> None:
+    def run(params, features):
+        _, state = Encoder(ModelConfig()).apply(
+            {"params": params}, features, capture_intermediates=lambda m, _: isinstance(m, EncoderLayer)
+        )
+        return [state["intermediates"][f"layers_{layer - 1}"]["__call__"][0] for layer in LAYERS]
+
+    for layer, out in zip(LAYERS, jax.jit(run)(params["encoder"], features), strict=True):
+        vectors.assert_close("encoder layers", f"encoder/layer_{layer}", out, atol)
 
 
-def test_backbone_neck_and_encoder(vectors, params):
+def run_neck(vectors: Vectors, params, maps):
+    return jax.jit(Neck(256).apply)({"params": params["neck"]}, maps, jnp.asarray(~vectors["input/mask"]))
+
+
+def test_backbone_neck_and_encoder(eval_vectors):
+    vectors = eval_vectors
+    params = params_of(vectors, "backbone", "neck", "encoder")
     normalised = images(vectors)
-    vectors.assert_close("input/normalised", channels_first(normalised), 1e-6)
-
-    maps = Swin(SwinConfig()).apply({"params": params["backbone"]}, normalised)
+    vectors.assert_close("normalised input", "input/normalised", channels_first(normalised), 1e-6)
+    maps = jax.jit(Swin(SwinConfig()).apply)({"params": params["backbone"]}, normalised)
     for name, out in zip(("c3", "c4", "c5"), maps, strict=True):
-        vectors.assert_close(f"backbone/{name}", channels_first(out), STAGE)
-
-    features = Neck(256).apply({"params": params["neck"]}, maps, jnp.asarray(~vectors["input/mask"]))
+        vectors.assert_close("backbone C3–C5", f"backbone/{name}", channels_first(out), STAGE)
+    features = run_neck(vectors, params, maps)
     assert np.array_equal(features.level_shapes, vectors["input/level_shapes"])
     np.testing.assert_allclose(features.valid_ratios, vectors["input/valid_ratios"], atol=1e-7)
-    for i in range(4):
-        vectors.assert_close(f"neck/level_{i}", level(features, i), FEATURES)
-
-    for i, out in enumerate(run_encoder(params, features)):
-        vectors.assert_close(f"encoder/layer_{i + 1}", out, FEATURES)
+    assert_levels(vectors, features, MODEL)
+    assert_encoder(vectors, params, features, MODEL)
 
 
-def test_neck_and_encoder_from_stored_inputs(vectors_folder, params):
-    vectors = Vectors(vectors_folder / "eval_a.npz")
+@pytest.mark.needs("backbone/c3", "backbone/c4", "backbone/c5", *NECK)
+def test_neck_and_encoder_from_stored_inputs(eval_vectors):
+    vectors = eval_vectors
+    params = params_of(vectors, "neck", "encoder")
     maps = [jnp.asarray(vectors[f"backbone/{name}"]).transpose(0, 2, 3, 1) for name in ("c3", "c4", "c5")]
-    features = Neck(256).apply({"params": params["neck"]}, maps, jnp.asarray(~vectors["input/mask"]))
-    for i in range(4):
-        vectors.assert_close(f"neck/level_{i}", level(features, i), STAGE)
-    stored = [vectors[f"neck/level_{i}"].reshape(1, 256, -1).transpose(0, 2, 1) for i in range(4)]
+    features = run_neck(vectors, params, maps)
+    assert_levels(vectors, features, STAGE)
+    stored = [vectors[key].reshape(*vectors[key].shape[:2], -1).transpose(0, 2, 1) for key in NECK]
     features = dataclasses.replace(features, tokens=jnp.concatenate(stored, 1))
-    for i, out in enumerate(run_encoder(params, features)):
-        vectors.assert_close(f"encoder/layer_{i + 1}", out, STAGE)
+    assert_encoder(vectors, params, features, STAGE)

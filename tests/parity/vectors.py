@@ -1,9 +1,18 @@
 """Reads the authors' numbers: `vectors[key]`, subsets of large arrays, and the weights behind them."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+
+from opendet_jax.weights.opendet import OPENDET_RULES
+from opendet_jax.weights.rules import nested
+from tests.parity import report
+
+STAGE, MODEL, BOXES = 1e-5, 5e-5, 5e-6  # on stored inputs; of the whole model; of boxes in either
 
 
 class Vectors:
@@ -13,28 +22,54 @@ class Vectors:
         self.path = path
         self.arrays = dict(np.load(path))
 
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]
 
     def __contains__(self, key: str) -> bool:
         return key in self.arrays or f"{key}/values" in self.arrays
 
-    def assert_close(self, key: str, got, atol: float) -> None:
-        """Compares `got` (in the file's layout) with a stored array, whole or strided; prints the error found."""
+    def cases(self, prefix: str, depth: int = 1) -> list[str]:
+        """The names that follow a prefix, in the file's order."""
+        found = (key.removeprefix(prefix).split("/") for key in self.arrays if key.startswith(prefix))
+        return list(dict.fromkeys("/".join(parts[:depth]) for parts in found))
+
+    def pair(self, key: str, got: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Stored and computed numbers of a key, whole or strided alike."""
         got = np.asarray(got)
         if key in self.arrays:
             want = self.arrays[key]
             assert want.shape == got.shape, f"{key}: shape {got.shape}, stored {want.shape}"
-        else:
-            assert tuple(self.arrays[f"{key}/shape"]) == got.shape, f"{key}: shape {got.shape}"
-            want = self.arrays[f"{key}/values"]
-            got = got.reshape(-1)[:: int(self.arrays[f"{key}/stride"])]
-        error = np.abs(want - got).max()
-        print(f"{self.path.stem} {key}: max abs error {error:.2e} (tolerance {atol:.0e})")
-        assert error <= atol, f"{self.path.stem} {key}: max abs error {error:.3e} > {atol:.0e}"
+            return want, got
+        assert tuple(self.arrays[f"{key}/shape"]) == got.shape, f"{key}: shape {got.shape}"
+        return self.arrays[f"{key}/values"], got.reshape(-1)[:: int(self.arrays[f"{key}/stride"])]
+
+    def assert_close(self, stage: str, key: str, got: Any, atol: float) -> None:
+        """Compares `got` (in the file's layout) with a stored array and enters the error into the report.
+
+        A key that the file lacks is left out.
+        """
+        if key not in self:
+            return
+        want, got = self.pair(key, got)
+        report.enter(stage, self.name, want, got, atol)
+        error = np.abs(want - got).max(initial=0.0)
+        assert error <= atol, f"{self.name} {key}: max abs error {error:.3e} > {atol:.0e}"
+
+    def assert_equal(self, stage: str, key: str, got: Any) -> None:
+        """The same for discrete numbers: indices, tokens, decisions."""
+        if key not in self:
+            return
+        want, got = self.pair(key, got)
+        report.enter(stage, self.name, want, got, 0.0)
+        np.testing.assert_array_equal(got, want, err_msg=f"{self.name} {key}")
 
 
-def parity_weights(folder: Path):
+@cache
+def weight_rule(folder: Path) -> ModuleType:
     """The vectors' own module `parity_weights`, which rebuilds any weight from its name and shape."""
     spec = importlib.util.spec_from_file_location("parity_weights", folder / "parity_weights.py")
     assert spec
@@ -44,10 +79,9 @@ def parity_weights(folder: Path):
     return module
 
 
-def state_dict(folder: Path, vectors: Vectors) -> dict[str, np.ndarray]:
-    """The state dict (canonical names; only tensors that are used) of the model that computed the vectors."""
-    make = parity_weights(folder).make
-    state = {}
+@cache
+def _all_params(folder: Path, salt: str, score_bias: float) -> dict[str, np.ndarray]:
+    make, filled = weight_rule(folder).make, {}
     for line in (folder / "state_dict.txt").read_text().splitlines():
         if line.startswith("# Aliases"):
             break
@@ -55,6 +89,14 @@ def state_dict(folder: Path, vectors: Vectors) -> dict[str, np.ndarray]:
             continue
         name, shape, _, use = line.split("\t")
         if use == "used":
-            shape = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
-            state[name] = make(name, shape, str(vectors["meta/salt"]), float(vectors["meta/score_bias"]))
-    return state
+            sides = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
+            path, layout, _ = OPENDET_RULES.place(name)
+            filled[path] = np.ascontiguousarray(layout.ours(make(name, sides, salt, score_bias)))
+    return filled
+
+
+def params_of(vectors: Vectors, *parts: str) -> dict[str, Any]:
+    """The weights of the model that computed a file, in our tree; only the parts (first names) that are asked for."""
+    salt, bias = str(vectors["meta/salt"]), float(vectors["meta/score_bias"])
+    filled = _all_params(vectors.path.parent, salt, bias)
+    return nested({path: x for path, x in filled.items() if not parts or path.split("/")[0] in parts})

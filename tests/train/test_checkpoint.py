@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import Config
-from opendet_jax.train.checkpoint import CheckpointError, Checkpoints, restore
+from opendet_jax.train.checkpoint import (
+    CHOSEN_IN_EVALUATION,
+    CheckpointError,
+    Checkpoints,
+    check_same,
+    restore,
+)
 from opendet_jax.train.optimizer import make_optimizer
 from opendet_jax.train.state import TrainState
 
@@ -72,3 +78,13 @@ def test_another_config_is_refused_field_by_field(tmp_path, state):
     checkpoints.close()
     assert "data.tokenizer: checkpoint 'google/flan-t5-base', config 'byt5'" in str(error.value)
     assert "ffn_width" not in str(error.value)
+
+
+def test_evaluation_may_choose_what_parameters_do_not_depend_on(tmp_path):
+    config = Config()
+    model = dataclasses.replace(
+        config.model, max_queries=300, query_fill="program", normalise_prompts_at_inference=True
+    )
+    check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path, CHOSEN_IN_EVALUATION)
+    with pytest.raises(CheckpointError, match=r"model\.max_queries: checkpoint 900, config 300"):
+        check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path)

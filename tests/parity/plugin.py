@@ -1,0 +1,130 @@
+"""Which files the ladder runs on (`--vectors`, or OPENDET_VECTORS), and the report of what it found.
+
+A test with an argument `eval_vectors`, `train_vectors` or `unit_vectors` runs once for each `eval_*.npz`, `train_*.npz`
+or `units*.npz` that has the keys named by its `needs` mark; such a test that no file has keys for is an error.
+"""
+
+import os
+import subprocess
+import tempfile
+from datetime import date
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.parity import report
+from tests.parity.vectors import Vectors
+
+KINDS = {"eval_vectors": "eval_*.npz", "train_vectors": "train_*.npz", "unit_vectors": "units*.npz"}
+HEAD = Path(__file__).with_name("parity_head.md")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--vectors", metavar="DIR", help="folder of the authors' numbers (default: OPENDET_VECTORS)")
+    parser.addoption("--parity-report", metavar="FILE", help="write the parity table to this markdown file")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(*keys): the vectors' keys that a test cannot do without")
+    if not hasattr(config, "workerinput") and report.ROWS not in os.environ:
+        handle, path = tempfile.mkstemp(prefix="parity_", suffix=".jsonl")
+        os.close(handle)
+        os.environ[report.ROWS] = path
+
+
+def folder_of(config) -> Path | None:
+    name = config.getoption("--vectors") or os.environ.get("OPENDET_VECTORS")
+    if not name:
+        return None
+    folder = Path(name)
+    assert folder.is_dir(), f"{name} is not a folder of vectors"
+    return folder
+
+
+@cache
+def _keys(path: Path) -> frozenset[str]:
+    with np.load(path) as file:
+        return frozenset(file.files)
+
+
+def pytest_generate_tests(metafunc):
+    for argument, pattern in KINDS.items():
+        if argument not in metafunc.fixturenames:
+            continue
+        folder = folder_of(metafunc.config)
+        if folder is None:
+            skip = pytest.mark.skip(reason="neither --vectors nor OPENDET_VECTORS is given")
+            metafunc.parametrize(argument, [pytest.param(None, marks=skip)], indirect=True)
+            continue
+        needed = [key for mark in metafunc.definition.iter_markers("needs") for key in mark.args]
+        paths = [path for path in sorted(folder.glob(pattern)) if all(_has(path, key) for key in needed)]
+        if paths:
+            metafunc.parametrize(argument, paths, ids=[path.stem for path in paths], indirect=True, scope="module")
+        else:
+            problem = f"{folder}: no {pattern} has {', '.join(needed) or 'anything'}"
+            metafunc.parametrize(argument, [problem], ids=["none"], indirect=True)
+
+
+def _has(path: Path, key: str) -> bool:
+    """A key ending in "/" stands for any key that starts with it."""
+    keys = _keys(path)
+    return any(k.startswith(key) for k in keys) if key.endswith("/") else key in keys
+
+
+def _load(request) -> Vectors:
+    if isinstance(request.param, str):
+        pytest.fail(request.param)
+    return Vectors(request.param)
+
+
+@pytest.fixture(scope="module")
+def eval_vectors(request) -> Vectors:
+    return _load(request)
+
+
+@pytest.fixture(scope="module")
+def train_vectors(request) -> Vectors:
+    return _load(request)
+
+
+@pytest.fixture(scope="module")
+def unit_vectors(request) -> Vectors:
+    return _load(request)
+
+
+def _whole_ladder(config) -> bool:
+    """Whether all of tests/parity was asked for, on vectors that are there."""
+    here = Path(__file__).parent
+    whole = any("::" not in argument and here.is_relative_to(Path(argument).resolve()) for argument in config.args)
+    return whole and not config.getoption("-k") and folder_of(config) is not None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    config = session.config
+    if hasattr(config, "workerinput") or config.getoption("--collect-only"):
+        return
+    config.parity_rows = report.read(Path(os.environ[report.ROWS]))
+    Path(os.environ.pop(report.ROWS)).unlink(missing_ok=True)
+    config.parity_missing = report.missing(config.parity_rows) if _whole_ladder(config) and exitstatus == 0 else []
+    if config.parity_missing:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    target = config.getoption("--parity-report")
+    for stage in getattr(config, "parity_missing", []):
+        terminalreporter.write_line(f"ERROR: no file tests the stage {stage!r}", red=True)
+    if not target:
+        return
+    table = report.markdown(config.parity_rows)
+    terminalreporter.write_line(table)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "transformers", "torch"))
+    made = f"Written by `make parity` on {date.today()}, CPU, float32, at commit {commit or '(none)'}; {libraries}.\n"
+    Path(target).write_text(f"{HEAD.read_text()}\n{made}\n{table}")

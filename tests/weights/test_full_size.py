@@ -1,0 +1,111 @@
+"""Full-size files with random weights, saved by the real libraries: time and memory of converting them, and the whole
+path from the authors' .pth to named boxes in a photograph. Run by `make test-slow`; docs/weights.md has the numbers.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import opendet_jax
+from opendet_jax.weights.folder import read_note
+
+pytestmark = pytest.mark.slow
+
+SECONDS, GIBIBYTES = 120, 12  # at most, for one conversion
+EXPECTED = {"t5": 222_903_552, "clip": 123_650_304, "swin": 27_521_274, "opendet": 328_613_714}
+
+
+def save_published(kind: str, folder: Path) -> Path:
+    """What the hub would give, with random numbers."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        SwinConfig,
+        SwinModel,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 32128}
+        model = T5ForConditionalGeneration(T5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    elif kind == "clip":
+        model = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                projection_dim=768,
+            )
+        )
+    else:
+        model = SwinModel(SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_authors(vectors_folder: Path, file: Path) -> Path:
+    """A training file with every name of the authors' full checkpoint; shared tensors are shared."""
+    rng, state, shared = np.random.default_rng(0), {}, {}
+    for line in (vectors_folder / "official_state_dict.txt").read_text().splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        name, shape, dtype, *canonical = line.split("\t")
+        if canonical:
+            shared[name] = canonical[0]
+            continue
+        sides = tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
+        value = rng.standard_normal(sides, np.float32) / np.sqrt(sides[-1]) if len(sides) > 1 else np.ones(sides)
+        state[name] = torch.from_numpy(value.astype(dtype))
+    state |= {name: state[canonical] for name, canonical in shared.items()}
+    torch.save({"model": state, "iteration": 299_999}, file)
+    return file
+
+
+def convert(kind: str, source: Path, out: Path, *more: str) -> None:
+    """In a process of its own, whose time and peak memory are its own."""
+    script = "import resource, sys; from opendet_jax.weights.__main__ import main; main(sys.argv[1:]);"
+    script += "print('KiB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    arguments = ["convert", "--from", kind, "--source", str(source), "--out", str(out), *more]
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak = int(done.stdout.split("KiB")[-1]) / 2**20
+    print(f"{kind}: {read_note(out)['parameters']:,} parameters, {seconds:.0f} s, {peak:.1f} GiB")
+    assert seconds < SECONDS
+    assert peak < GIBIBYTES
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "swin"])
+def test_published_parts(tmp_path, kind):
+    convert(kind, save_published(kind, tmp_path / "source"), tmp_path / "out")
+    assert read_note(tmp_path / "out")["parameters"] >= EXPECTED[kind]
+
+
+def test_the_authors_file_detects_and_names(tmp_path, vectors_folder, data_folder):
+    source = save_authors(vectors_folder, tmp_path / "model_0299999.pth")
+    convert("opendet", source, tmp_path / "out", "--tokenizer", str(data_folder / "tokenizers" / "t5"))
+    source.unlink()
+    detector = opendet_jax.load(tmp_path / "out")
+    photograph = next(path for path in sorted((data_folder / "demo").rglob("*")) if path.suffix in (".jpg", ".png"))
+    started = time.monotonic()
+    found = detector.detect(photograph, max_detections=20, min_score=0.0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    width, height = Image.open(photograph).size
+    print(
+        f"{photograph.name} {width}×{height}: {len(found)} objects, {time.monotonic() - started:.0f} s, {peak:.1f} GiB"
+    )
+    assert len(found) == 20
+    assert np.isfinite(found.boxes).all()
+    assert np.isfinite(found.name_scores).all()
+    assert all(len(others) == 2 for others in found.alternatives)
