@@ -54,7 +54,7 @@ def make_train_step(
         (total, terms), grads = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        terms = {"total": total, **terms, "gradient_norm": optax.global_norm(grads)}
+        terms = {"total": total, **terms, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), terms
 
     return train_step

@@ -21,7 +21,7 @@ def test_masks_are_downsampled_as_pytorch_does():
         mask = photograph(height, 64, [(height * 3 // 5 + 7, 41)])
         for stride in (8, 16, 32, 64):
             shape = (-(-height // stride), -(-64 // stride))
-            want = torch.nn.functional.interpolate(torch.from_numpy(np.asarray(mask)).float()[None], size=shape)[0]
+            want = torch.nn.functional.interpolate(torch.tensor(np.asarray(mask)).float()[None], size=shape)[0]
             np.testing.assert_array_equal(nearest(mask, *shape), want.bool().numpy())
 
 

@@ -173,8 +173,8 @@ def test_gradients_between_stages(tiny, tiny_params, tiny_images, tiny_objects, 
                 out.decoded.hidden[:, :, matching:, 0].sum() + out.decoded.boxes[:, :, matching:].sum(),
                 out.queries.boxes.sum() + out.queries.objectness.sum() + out.encoder_alignment.sum(),
                 out.decoded.hidden[:, :, :matching, 0].sum(),
-                out.prompts.language[..., 0].sum(),
-                out.alignment[-1].sum(),
+                out.prompts.language[:, :, matching:, 0].sum(),
+                out.alignment[-1, :, matching:].sum(),
             )
             return jnp.stack(kinds)[which]
 
