@@ -101,7 +101,8 @@ def test_the_authors_file_detects_and_names(tmp_path, vectors_folder, data_folde
     started = time.monotonic()
     found = detector.detect(photograph, max_detections=20, min_score=0.0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    width, height = Image.open(photograph).size
+    with Image.open(photograph) as image:
+        width, height = image.size
     print(
         f"{photograph.name} {width}×{height}: {len(found)} objects, {time.monotonic() - started:.0f} s, {peak:.1f} GiB"
     )
