@@ -1,13 +1,23 @@
 """Shared by all tests: shapes in annotations are checked at run time; environment variables name outside data."""
 
+import gc
 import os
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("opendet_jax", "beartype.beartype")
 pytest_plugins = ("tests.parity.plugin",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """Compiled programs hold memory for good: several modules' worth of them fill a small machine."""
+    yield
+    gc.collect()
+    jax.clear_caches()
 
 
 def _folder(variable: str) -> Path:
