@@ -126,5 +126,5 @@ def pytest_terminal_summary(terminalreporter, config):
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "transformers", "torch"))
-    made = f"Written by `make parity` on {date.today()}, CPU, float32, at commit {commit or '(none)'}; {libraries}.\n"
+    made = f"Written by the parity tests on {date.today()}, CPU, float32, commit {commit or '(none)'}; {libraries}.\n"
     Path(target).write_text(f"{HEAD.read_text()}\n{made}\n{table}")
