@@ -13,7 +13,7 @@ export OPENDET_DATA OPENDET_VECTORS
 
 run: .venv/run
 	$(MAIN) --mode=train
-	$(MAIN) --mode=predict --config.predict.inputs='$(RUN)/scenes/val/images/*0.jpg'
+	$(MAIN) --mode=predict --config.predict.inputs='$(RUN)/val_*/images/*0.jpg'
 	@echo; echo "What there is to see:"
 	@ls $(RUN)/curves.png $(RUN)/eval/scenes/*.png $(RUN)/eval/scenes/*.json
 	@echo "$(RUN)/predict: one annotated picture a photograph, and predictions.json"

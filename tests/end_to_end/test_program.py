@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -60,6 +61,14 @@ def trained(config, tmp_path_factory) -> Path:
 
 def metrics(workdir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_makefile_predicts_on_pictures_that_are_there(trained, config):
+    """`make run` names the drawn scenes by a glob."""
+    makefile = Path(__file__).parents[2] / "Makefile"
+    [pattern] = re.findall(r"predict\.inputs='\$\(RUN\)/(\S+)'", makefile.read_text())
+    found = {path.name for path in Path(config.data.scenes_dir).glob(pattern)}
+    assert found == {"000000.jpg"}  # of five
 
 
 def width_of(picture: Path) -> int:

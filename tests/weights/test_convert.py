@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,16 @@ from transformers import CLIPTextModelWithProjection, SwinBackbone, SwinModel, T
 from transformers import SwinConfig as TheirSwinConfig
 from transformers import T5Config as TheirT5Config
 
-from opendet_jax.config import Config, InitConfig, SwinConfig
+from opendet_jax.config import Config, InitConfig, SwinConfig, T5Config
+from opendet_jax.model import t5 as our_t5
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.embed_names import load_text_encoder
 from opendet_jax.weights.folder import Converted, load, read_note, save
 from opendet_jax.weights.init import describe, initialise
-from opendet_jax.weights.rules import WeightsError, flat
+from opendet_jax.weights.opendet import OPENDET_RULES
+from opendet_jax.weights.rules import WeightsError, flat, shapes_of
+from opendet_jax.weights.source import read_source
 from opendet_jax.weights.swin import AUTHORS
 from tests.model.conftest import TINY
 
@@ -271,3 +275,61 @@ def test_a_whole_model_starts_another(converted, tmp_path):
     other = replace(config, model=replace(config.model, encoder_layers=2), init=InitConfig(model=str(tmp_path / "run")))
     with pytest.raises(WeightsError, match="encoder_layers: the weights 1, the config 2"):
         initialise(fresh, other)
+
+
+@pytest.fixture(scope="module")
+def run(converted, tmp_path_factory) -> Path:
+    """A training run's workdir, with low-rank factors that are not zero."""
+    config = config_for(converted, backbone="swin")
+    params = init_params(OpenDet(config.model), jax.random.key(3))
+    t5 = params["name_generator"]["t5"]
+    rng = np.random.default_rng(0)
+    for name in ("lm_head", "shared"):
+        for factor in ("lora_A", "lora_B"):
+            t5[name][factor] = np.asarray(rng.standard_normal(t5[name][factor].shape), np.float32)
+    folder = tmp_path_factory.mktemp("run")
+    save(folder, Converted("opendet", config.to_dict(), params), {})
+    (folder / "weights.json").unlink()
+    return folder
+
+
+def test_a_whole_models_t5_leaves_with_its_corrections(run, tmp_path):
+    """transformers' T5, which knows no LoRA, gives the logits of ours that has them."""
+    file = tmp_path / "t5.safetensors"
+    main(["export", str(run), "--to", "t5", "--out", str(file)])
+    whole = load(run, "opendet")
+    sizes = whole.config["model"]["t5"]
+    theirs = T5ForConditionalGeneration(
+        TheirT5Config(
+            d_model=whole.config["model"]["text_width"],
+            d_kv=sizes["head_width"],
+            d_ff=sizes["ffn_width"],
+            num_layers=sizes["num_layers"],
+            num_heads=sizes["num_heads"],
+            vocab_size=sizes["vocab_size"],
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    left = theirs.load_state_dict({name: torch.from_numpy(x) for name, x in load_file(file).items()}, strict=False)
+    assert not left.unexpected_keys
+    assert set(left.missing_keys) <= {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared one
+    memory, tokens = np.random.default_rng(1).standard_normal((2, 1, E), np.float32), np.array([[0, 5, 7], [0, 3, 1]])
+    model = our_t5.T5(T5Config(**sizes), E, lora=True, dtype=jnp.dtype("float32"))
+
+    def logits(t5: our_t5.T5):
+        return t5.head(t5.decode(tokens, t5.encode(memory, True), tokens > -1, True))
+
+    ours = model.apply({"params": whole.params["name_generator"]["t5"]}, method=logits)
+    with torch.no_grad():
+        want = theirs(inputs_embeds=torch.from_numpy(memory), decoder_input_ids=torch.from_numpy(tokens)).logits
+    np.testing.assert_allclose(ours, want.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_whole_model_leaves_under_the_authors_names(run, tmp_path, suffix):
+    file = tmp_path / f"model{suffix}"
+    main(["export", str(run), "--to", "opendet", "--out", str(file)])
+    params = load(run, "opendet").params
+    back = OPENDET_RULES.to_ours(read_source(str(file)).state, shapes_of(params))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
