@@ -84,7 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.max_new_tokens = 8
     if variant == "overfit":
         data.train_limit = config.eval.limit = OVERFIT
-        data.eval.update(data.train)
+        data.eval.update(annotations=data.train.annotations, images=data.train.images)
         data.flip_probability = data.crop_probability = 0.0
         data.train_short_sides = (data.eval_short_side,)
     return config

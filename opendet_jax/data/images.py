@@ -1,5 +1,6 @@
-"""Image files to RGB arrays, whatever they hold."""
+"""Image files to RGB, whatever they hold."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -18,14 +19,25 @@ class ImageError(InputError):
 
 
 def read_image(path: Path) -> UInt8[ndarray, "h w 3"]:
+    """The pixels of a file, as `open_image` decodes it. Raises ImageError."""
+    return np.array(open_image(path), np.uint8)
+
+
+def open_image(path: Path) -> Image.Image:
     """Decode a file to RGB, turned upright as its EXIF says. Transparent parts become white; 16 bits become 8.
 
     Raises ImageError.
     """
+    return _decode(path, path)
+
+
+def _decode(source: Path | io.BytesIO, path: Path) -> Image.Image:
+    """A file or its content, which messages call `path`."""
     try:
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             file.load()
-            return to_rgb(file)
+            ImageOps.exif_transpose(file, in_place=True)
+            return _rgb(file)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image") from error
     except UnidentifiedImageError as error:
@@ -42,22 +54,47 @@ def read_image(path: Path) -> UInt8[ndarray, "h w 3"]:
         raise ImageError(f"{path}: cannot be decoded: {error}") from error
 
 
-def read_record(record: Record) -> UInt8[ndarray, "h w 3"]:
+def open_record(record: Record) -> Image.Image:
     """The picture of a record. Raises ImageError, also where its size is not the one its boxes refer to."""
-    pixels = read_image(record.path)
-    height, width, _ = pixels.shape
-    if (width, height) != (record.width, record.height):
+    if record.stored is None:
+        return _of_its_size(record, open_image(record.path))
+    return decode_record(record, encoded(record))
+
+
+def encoded(record: Record) -> bytes:
+    """The content of a record's image file, wherever it is stored. Raises ImageError where it cannot be read."""
+    try:
+        if record.stored is None:
+            return record.path.read_bytes()
+        return record.stored.pictures[record.stored.number]
+    except FileNotFoundError as error:
+        raise ImageError(f"{record.path}: no such image") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a damaged shard; a name that no file can have
+        raise ImageError(f"{record.path}: cannot be read: {error}") from error
+
+
+def decode_record(record: Record, content: bytes) -> Image.Image:
+    """`open_record` of what `encoded` gave. Raises ImageError."""
+    return _of_its_size(record, _decode(io.BytesIO(content), record.path))
+
+
+def _of_its_size(record: Record, image: Image.Image) -> Image.Image:
+    if image.size != (record.width, record.height):
+        width, height = image.size
         raise ImageError(f"{record.path}: is {width}×{height}, its annotations say {record.width}×{record.height}")
-    return pixels
+    return image
 
 
 def to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
     """The pixels of a decoded picture, as `read_image` returns them."""
-    image = ImageOps.exif_transpose(image)
+    return np.array(_rgb(ImageOps.exif_transpose(image)), np.uint8)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would clip instead of scale
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"), np.uint8)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,211 +1,207 @@
-"""Annotations in the json forms of LVIS v1 and COCO (and of the generated scenes, which are LVIS).
+"""Annotations in the json forms of LVIS v1 and COCO: these two, Objects365, Visual Genome as GenerateU has it, scenes.
 
 Missing files, broken json and missing fields are errors that name file, entry and field. Single annotations that
 cannot be used are passed over, counted and reported; docs/data.md has the table.
 """
 
-import json
-import math
-from collections import defaultdict
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from opendet_jax.data.records import Category, Dataset, Problems, Record
-from opendet_jax.errors import InputError
+from opendet_jax.data.image_folder import ImageFolder, url_folder
+from opendet_jax.data.json_stream import AnnotationError, lists_of
+from opendet_jax.data.objects import LARGEST_SIDE, Names, Objects, clean_text
+from opendet_jax.data.records import Category, Dataset, Problems
 
 PARTS = ("images", "annotations", "categories")
+NAME_FIELDS = ("names", "caption_with_token", "object_name", "caption")  # of an annotation; the first that is there
+MINIVAL_FOLDER = "val2017"  # of COCO's; LVIS's val has images of train2017 too
+_INT64 = range(-(2**63), 2**63)
 
 
-class AnnotationError(InputError):
-    """A json that cannot be used: the message names the file, the entry and the field."""
-
-
-def read_json(annotations: str | Path, images: str | Path) -> tuple[Dataset, Problems]:
+def read_json(
+    annotations: str | Path, images: str | Path, name_field: str = "", minival: bool = False
+) -> tuple[Dataset, Problems]:
     """The data set of a json and the folder of its images (whose files are not opened here), and what was passed over.
 
-    A box's names are its annotation's comma-separated "caption" where there is one (as in Visual Genome's json),
-    otherwise its category's name with underscores as spaces.
+    A box's names are those in the `name_field` of its annotation (default: the first of NAME_FIELDS that it has), a
+    list or comma-separated, where it has that field, otherwise its category's name with underscores as spaces.
+    `minival` keeps the images whose coco_url lies in COCO's val2017. The json is read twice, entry by entry, so that
+    memory holds the records only.
     Raises AnnotationError.
     """
-    path, root = Path(annotations), Path(images)
-    content = _content(path)
-    problems = Problems()
-    categories = _categories(path, content["categories"])
-    entries = _image_entries(path, content["images"])
-    objects = _objects(path, content["annotations"], categories, entries, problems)
-    return Dataset(path, _records(path, root, entries, objects), tuple(categories.values())), problems
+    path, problems = Path(annotations), Problems()
+    header = _read_header(path, ImageFolder(images), minival, problems)
+    fields = (name_field,) if name_field else NAME_FIELDS
+    reader = _Annotations(path, header, fields, problems)
+    for part, entries in lists_of(path):
+        if part == "annotations":
+            reader.read(entries)
+    if name_field and reader.nameless and not reader.named:
+        raise AnnotationError(f"{path}: no annotation has the field {name_field!r} that names are to come from")
+    records = tuple(objects.record(image_id) for image_id, objects in header.images.items())
+    return Dataset(path, records, tuple(header.categories.values())), problems
 
 
-def _content(path: Path) -> Mapping[str, list[Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of json or of UTF-8
-        raise AnnotationError(f"{path}: is not json: {error}") from error
-    for field in PARTS:
-        if not isinstance(content, dict) or not isinstance(content.get(field), list):
-            raise AnnotationError(f"{path}: has no list {field!r}")
-    return {field: content[field] for field in PARTS}
+def place(part: str, index: int, entry: Any) -> str:
+    """How messages name an entry: "images[3] (id 17)"."""
+    known = isinstance(entry, dict) and "id" in entry
+    return f"{part}[{index}] (id {entry['id']!r:.40})" if known else f"{part}[{index}]"
 
 
-def _field(path: Path, where: str, entry: Any, field: str) -> Any:
-    """A field that must be there; `where` says which entry it belongs to."""
-    if not isinstance(entry, dict) or field not in entry:
-        described = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
-        raise AnnotationError(f"{path}: {where}{described} has no field {field!r}")
-    return entry[field]
+def field_of(path: Path, where: str, entry: Any, name: str) -> Any:
+    """A field that must be there; `where` is the entry's `place`."""
+    if not isinstance(entry, dict) or name not in entry:
+        raise AnnotationError(f"{path}: {where} has no field {name!r}")
+    return entry[name]
 
 
-def _integer(path: Path, where: str, entry: Any, field: str) -> int:
-    value = _field(path, where, entry, field)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise AnnotationError(f"{path}: {where}: field {field!r} is {value!r}, not an integer")
+def integer(path: Path, where: str, entry: Any, name: str) -> int:
+    value = field_of(path, where, entry, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value not in _INT64:
+        raise AnnotationError(f"{path}: {where}: field {name!r} is {value!r:.40}, not an integer")
     return value
 
 
-def _text(path: Path, where: str, entry: Any, field: str) -> str:
-    value = _field(path, where, entry, field)
+def text(path: Path, where: str, entry: Any, name: str) -> str:
+    value = field_of(path, where, entry, name)
     if not isinstance(value, str):
-        raise AnnotationError(f"{path}: {where}: field {field!r} is {value!r}, not a string")
+        raise AnnotationError(f"{path}: {where}: field {name!r} is {value!r:.40}, not a string")
+    return value
+
+
+def side(path: Path, where: str, entry: Any, name: str) -> int:
+    """A width or a height."""
+    value = integer(path, where, entry, name)
+    if value < 1:
+        raise AnnotationError(f"{path}: {where}: field {name!r} is not positive")
+    if value > LARGEST_SIDE:
+        raise AnnotationError(f"{path}: {where}: field {name!r} is {value}, more than {LARGEST_SIDE} pixels")
     return value
 
 
 def readable_name(name: str) -> str:
     """ "bus_(vehicle)" → "bus (vehicle)"."""
-    return name.replace("_", " ").strip()
+    return clean_text(name.replace("_", " "))
 
 
-def _categories(path: Path, entries: list[Any]) -> dict[int, Category]:
-    found: dict[int, Category] = {}
+@dataclass
+class _Header:
+    """Everything but the annotations."""
+
+    categories: dict[int, Category] = field(default_factory=dict)
+    images: dict[int, Objects] = field(default_factory=dict)
+    left_out: set[int] = field(default_factory=set)  # by minival
+
+
+def _read_header(path: Path, folder: ImageFolder, minival: bool, problems: Problems) -> _Header:
+    header, parts = _Header(), set()
+    for part, entries in lists_of(path):
+        parts.add(part)
+        if part == "categories":
+            _add_categories(path, entries, header, problems)
+        elif part == "images":
+            _add_images(path, folder, entries, header, minival, problems)
+    for part in PARTS:
+        if part not in parts:
+            raise AnnotationError(f"{path}: has no list {part!r}")
+    return header
+
+
+def _add_categories(path: Path, entries: Iterable[Any], header: _Header, problems: Problems) -> None:
     for i, entry in enumerate(entries):
-        where = f"categories[{i}]"
-        number = _integer(path, where, entry, "id")
-        if number in found:
-            raise AnnotationError(f"{path}: {where}: id {number} occurs twice")
-        name = readable_name(_text(path, where, entry, "name"))
-        synonyms = tuple(readable_name(str(s)) for s in entry.get("synonyms") or ())
-        found[number] = Category(number, name, synonyms, str(entry.get("frequency", "")))
-    return found
+        where = place("categories", i, entry)
+        number = integer(path, where, entry, "id")
+        name = readable_name(text(path, where, entry, "name"))
+        synonyms = entry.get("synonyms") or ()
+        if not isinstance(synonyms, list | tuple):
+            raise AnnotationError(f"{path}: {where}: field 'synonyms' is {synonyms!r:.40}, not a list")
+        category = Category(
+            number, name, tuple(readable_name(str(s)) for s in synonyms), clean_text(str(entry.get("frequency") or ""))
+        )
+        if header.categories.setdefault(number, category) is not category:
+            _repeated(path, where, header.categories[number] == category, problems, "category")
 
 
-def _image_entries(path: Path, entries: list[Any]) -> dict[int, Mapping[str, Any]]:
-    found: dict[int, Mapping[str, Any]] = {}
+def _repeated(path: Path, where: str, same: bool, problems: Problems, what: str) -> None:
+    if not same:
+        raise AnnotationError(f"{path}: {where}: the id occurs twice, with different contents")
+    problems.add(f"repeated {what}", where)
+
+
+def _add_images(
+    path: Path, folder: ImageFolder, entries: Iterable[Any], header: _Header, minival: bool, problems: Problems
+) -> None:
     for i, entry in enumerate(entries):
-        where = f"images[{i}]"
-        number = _integer(path, where, entry, "id")
-        if number in found:
-            raise AnnotationError(f"{path}: {where}: id {number} occurs twice")
-        for field in ("width", "height"):
-            if _integer(path, where, entry, field) < 1:
-                raise AnnotationError(f"{path}: {where} (id {number}): field {field!r} is not positive")
+        where = place("images", i, entry)
+        number = integer(path, where, entry, "id")
+        width, height = (side(path, where, entry, name) for name in ("width", "height"))
         if "file_name" not in entry and "coco_url" not in entry:
-            raise AnnotationError(f"{path}: {where} (id {number}) has no field 'file_name' and no 'coco_url'")
-        found[number] = entry
-    return found
+            raise AnnotationError(f"{path}: {where} has no field 'file_name' and no 'coco_url'")
+        url = text(path, where, entry, "coco_url") if "coco_url" in entry or minival else ""
+        name = text(path, where, entry, "file_name") if "file_name" in entry else ""
+        if "file_name" in entry and not name:
+            raise AnnotationError(f"{path}: {where}: '' is not a path inside the image folder")
+        objects = Objects(folder.find(name, url, f"{path}: {where}"), width, height)
+        if minival and url_folder(url) != MINIVAL_FOLDER:
+            header.left_out.add(number)
+            continue
+        known = header.images.setdefault(number, objects)
+        if known is not objects:
+            same = (known.path, known.width, known.height) == (objects.path, width, height)
+            _repeated(path, where, same, problems, "image")
 
 
-def _image_path(path: Path, root: Path, entry: Mapping[str, Any]) -> Path:
-    """The file of an image entry, which must lie under `root`.
+class _Annotations:
+    """Adds each usable annotation to its image, in the json's order."""
 
-    LVIS gives only a coco_url; its pictures lie in `root` itself or, as its splits mix COCO's, in train2017 and val2017
-    under `root`.
-    """
-    where = f"image id {entry['id']}"
-    if "file_name" in entry:
-        relative = PurePosixPath(_text(path, where, entry, "file_name"))
-    else:
-        url = PurePosixPath(urlsplit(_text(path, where, entry, "coco_url")).path)
-        below = root / url.parent.name
-        relative = (
-            PurePosixPath(url.parent.name, url.name) if below != root and below.is_dir() else PurePosixPath(url.name)
+    def __init__(self, path: Path, header: _Header, fields: Sequence[str], problems: Problems):
+        self._path, self._header, self._fields, self._problems = path, header, fields, problems
+        self._names = Names()
+        self.named, self.nameless = 0, 0  # annotations with one of the fields, with none
+
+    def read(self, entries: Iterable[Any]) -> None:
+        ids = array("q")
+        for i, entry in enumerate(entries):
+            self._add(place("annotations", i, entry), entry)
+            number = entry.get("id")
+            if isinstance(number, int) and number in _INT64:
+                ids.append(number)
+        count_repeated(ids, self._problems, "annotation id")
+
+    def _add(self, where: str, entry: Any) -> None:
+        image_id, category_id, bbox = (
+            field_of(self._path, where, entry, name) for name in ("image_id", "category_id", "bbox")
         )
-    if relative.is_absolute() or ".." in relative.parts or not relative.name:
-        raise AnnotationError(f"{path}: {where}: {str(relative)!r} is not a path inside the image folder")
-    return root / relative
+        if type(image_id) is int and image_id in self._header.left_out:
+            return
+        if type(image_id) is not int or image_id not in self._header.images:
+            self._problems.add("unknown image id", f"{where}: {image_id!r:.40}")
+        elif type(category_id) is not int or category_id not in self._header.categories:
+            self._problems.add("unknown category id", f"{where}: {category_id!r:.40}")
+        elif entry.get("iscrowd"):
+            self._problems.add("crowd region", where)
+        else:
+            names = self._names(self._written_names(entry, category_id), self._problems, where)
+            if names:
+                self._header.images[image_id].add(bbox, names, category_id, self._problems, where)
+
+    def _written_names(self, entry: Mapping[str, Any], category_id: int) -> Sequence[str]:
+        name_field = next((name for name in self._fields if name in entry), None)
+        if name_field is None:
+            self.nameless += 1
+            return (self._header.categories[category_id].name,)
+        self.named += 1
+        value = entry[name_field] or ""
+        return [str(part) for part in value] if isinstance(value, list) else str(value).split(",")
 
 
-_Object = tuple[tuple[float, float, float, float], tuple[str, ...], int]  # corners, names, category id
-
-
-def _objects(
-    path: Path,
-    annotations: list[Any],
-    categories: Mapping[int, Category],
-    images: Mapping[int, Mapping[str, Any]],
-    problems: Problems,
-) -> Mapping[int, list[_Object]]:
-    """The usable annotations of each image, in the json's order."""
-    found: dict[int, list[_Object]] = defaultdict(list)
-    for i, entry in enumerate(annotations):
-        where = f"annotations[{i}]"
-        image_id, category_id = (_field(path, where, entry, field) for field in ("image_id", "category_id"))
-        bbox = _field(path, where, entry, "bbox")
-        label = f"{where} (id {entry['id']})" if "id" in entry else where
-        if image_id not in images:
-            problems.add("unknown image id", f"{label}: {image_id}")
-            continue
-        if category_id not in categories:
-            problems.add("unknown category id", f"{label}: {category_id}")
-            continue
-        if entry.get("iscrowd"):
-            problems.add("crowd region", label)
-            continue
-        names = _names(entry, categories[category_id])
-        if not names:
-            problems.add("empty name", label)
-            continue
-        corners = _corners(bbox, images[image_id], problems, label)
-        if corners is not None:
-            found[image_id].append((corners, names, category_id))
-    return found
-
-
-def _names(entry: Mapping[str, Any], category: Category) -> tuple[str, ...]:
-    if "caption" not in entry:
-        return (category.name,) if category.name else ()
-    parts = (part.strip() for part in str(entry["caption"] or "").split(","))
-    return tuple(part for part in parts if part)
-
-
-def _corners(
-    bbox: Any, image: Mapping[str, Any], problems: Problems, label: str
-) -> tuple[float, float, float, float] | None:
-    """x, y, w, h → corners clipped to the image, or None with the reason in `problems`."""
-    numbers = isinstance(bbox, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in bbox)
-    if not numbers or len(bbox) != 4:
-        problems.add("box is not four finite numbers", f"{label}: {bbox}")
-        return None
-    x, y, w, h = (float(v) for v in bbox)
-    if w <= 0 or h <= 0:
-        problems.add("box without area", f"{label}: {bbox}")
-        return None
-    width, height = image["width"], image["height"]
-    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
-    if x1 <= x0 or y1 <= y0:
-        problems.add("box outside its image", f"{label}: {bbox} in {width}×{height}")
-        return None
-    if (x0, y0, x1, y1) != (x, y, x + w, y + h):
-        problems.add("box clipped to its image", f"{label}: {bbox} in {width}×{height}")
-    return x0, y0, x1, y1
-
-
-def _records(
-    path: Path, root: Path, entries: Mapping[int, Mapping[str, Any]], objects: Mapping[int, list[_Object]]
-) -> tuple[Record, ...]:
-    return tuple(
-        Record(
-            image_id=number,
-            path=_image_path(path, root, entry),
-            width=entry["width"],
-            height=entry["height"],
-            boxes=np.array([corners for corners, _, _ in objects.get(number, ())], np.float32).reshape(-1, 4),
-            names=tuple(names for _, names, _ in objects.get(number, ())),
-            category_ids=np.array([category for _, _, category in objects.get(number, ())], np.int64),
-        )
-        for number, entry in entries.items()
-    )
+def count_repeated(ids: array, problems: Problems, what: str) -> None:
+    """Ids that occur again: their boxes are kept, as no part of this program goes by these ids."""
+    values, counts = np.unique(np.frombuffer(ids, np.int64) if ids else np.zeros(0, np.int64), return_counts=True)
+    for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+        problems.add(f"repeated {what}, box kept", f"{value}", count - 1)

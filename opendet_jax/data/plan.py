@@ -2,14 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
 
 from opendet_jax.config import DataConfig
 from opendet_jax.data.buckets import choose
-from opendet_jax.data.records import Record
+from opendet_jax.data.mixture import Mixture
 from opendet_jax.data.transforms import training_geometry
 
 
@@ -17,7 +18,7 @@ class Slot(NamedTuple):
     """One place in a training batch."""
 
     position: int  # in the epoch: seeds the example's randomness
-    record: int
+    record: int  # of the mixture
 
 
 class PlannedBatch(NamedTuple):
@@ -25,9 +26,9 @@ class PlannedBatch(NamedTuple):
     slots: tuple[Slot, ...]
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Of `images` images that have objects: a constant, so that a step's epoch is known without planning others."""
-    return max(1, images // batch_size)
+def steps_per_epoch(shows: int, batch_size: int) -> int:
+    """Of `shows` images an epoch: a constant, so that a step's epoch is known without planning others."""
+    return max(1, shows // batch_size)
 
 
 def example_rng(seed: int, epoch: int, position: int, attempt: int = 0) -> np.random.Generator:
@@ -35,20 +36,21 @@ def example_rng(seed: int, epoch: int, position: int, attempt: int = 0) -> np.ra
     return np.random.default_rng([seed, epoch, 1 + position, attempt])  # 0 in third place: the plan's own
 
 
-def plan_epoch(records: Sequence[Record], config: DataConfig, seed: int, epoch: int) -> tuple[PlannedBatch, ...]:
-    """The batches of an epoch: every image once, shuffled, those of one bucket together so that padding stays small.
+def plan_epoch(mixture: Mixture, config: DataConfig, seed: int, epoch: int) -> tuple[PlannedBatch, ...]:
+    """The batches of an epoch: every image as often as its weight says, shuffled, those of one bucket together so that
+    padding stays small.
 
     The bucket is that of the augmented picture. What is left of the groups forms mixed batches in the largest of
-    their buckets; less than a batch of them is left out of this epoch. Where there are fewer images than a batch has
-    places, they occur more than once, each time augmented differently.
+    their buckets; less than a batch of them is left out of this epoch. Where an epoch has fewer images than a batch
+    has places, they occur more than once, each time augmented differently.
     """
     size = config.batch_size
     rng = np.random.default_rng([seed, epoch])
-    repeats = max(1, -(-size // len(records)))
-    order = np.concatenate([rng.permutation(len(records)) for _ in range(repeats)]).tolist()
+    repeats = max(1, -(-size // mixture.shows))
+    order = np.concatenate([_order(mixture, rng) for _ in range(repeats)]).tolist()
     groups: dict[int, list[Slot]] = defaultdict(list)
     for position, record in enumerate(order):
-        geometry = training_geometry(example_rng(seed, epoch, position), records[record], config)
+        geometry = training_geometry(example_rng(seed, epoch, position), mixture.records[record], config)
         groups[choose(geometry.size, config.buckets)].append(Slot(position, record))
     batches: list[PlannedBatch] = []
     left: list[tuple[int, Slot]] = []
@@ -61,3 +63,14 @@ def plan_epoch(records: Sequence[Record], config: DataConfig, seed: int, epoch: 
         largest = max((bucket for bucket, _ in members), key=lambda bucket: math.prod(config.buckets[bucket]))
         batches.append(PlannedBatch(largest, tuple(slot for _, slot in members)))
     return tuple(batches[i] for i in rng.permutation(len(batches)))
+
+
+def _order(mixture: Mixture, rng: np.random.Generator) -> Int64[ndarray, "shows"]:
+    """The records that an epoch shows, shuffled: whole permutations of each part, and the beginning of one more."""
+    chosen, start = [], 0
+    for part in mixture.parts:
+        count = len(part.records)
+        permutations = [rng.permutation(count) for _ in range(-(-part.shows // count))]
+        chosen.append(start + np.concatenate(permutations)[: part.shows])
+        start += count
+    return rng.permutation(np.concatenate(chosen))

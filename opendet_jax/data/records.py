@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -15,20 +16,35 @@ class Category:
     frequency: str = ""  # r, c, f, u (unseen in training), or empty where the json does not say
 
 
-@dataclass(frozen=True, eq=False)
+@runtime_checkable
+class Pictures(Protocol):
+    """Encoded pictures by number, for any number of threads."""
+
+    def __getitem__(self, number: int) -> bytes: ...
+
+
+class Stored(NamedTuple):
+    """Where a picture lies that has no file of its own (data/shards.py)."""
+
+    pictures: Pictures
+    number: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Record:
     image_id: int
-    path: Path
+    path: Path  # of the image file; of a stored picture what messages call it
     width: int
     height: int
     boxes: Float32[ndarray, "n 4"]  # x0, y0, x1, y1 in pixels, inside the image
     names: tuple[tuple[str, ...], ...]  # one or more per box
     category_ids: Int64[ndarray, "n"]
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    annotations: Path  # the json it was read from
+    annotations: Path  # the json it was read from, or that of a prepared folder
     records: tuple[Record, ...]
     categories: tuple[Category, ...]
 
@@ -46,13 +62,13 @@ class Dataset:
 
 @dataclass
 class Problems:
-    """What was wrong in a json and could be passed over: how often each kind occurred, and a few examples."""
+    """What was wrong in annotations and could be passed over: how often each kind occurred, and a few examples."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: str, example: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + count
         shown = self.examples.setdefault(kind, [])
         if len(shown) < 3:
             shown.append(example)

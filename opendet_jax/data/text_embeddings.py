@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int, Int64
 from numpy import ndarray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -20,11 +21,22 @@ class EmbeddingError(InputError):
 
 
 @runtime_checkable
+class Rows(Protocol):
+    """Unit rows of a list of names, to index by an array of their places."""
+
+    def __getitem__(self, places: Int[ndarray, " k"], /) -> Float32[ndarray, "k E"]: ...
+
+
+@runtime_checkable
 class TextEmbedder(Protocol):
     width: int  # E
 
     def embed(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
         """Unit rows, one a name."""
+        ...
+
+    def rows(self, names: Sequence[str]) -> Rows:
+        """The same rows, of which only those asked for need be in memory. Names without one are an error here."""
         ...
 
 
@@ -35,6 +47,17 @@ def _unit_rows(rows: Float[ndarray, "n E"]) -> Float32[ndarray, "n E"]:
 
 def _key(name: str) -> str:
     return name.strip().lower()
+
+
+@dataclass(frozen=True, eq=False)
+class TableRows:
+    """Rows that stay in their file, which is mapped into memory: each access reads those asked for."""
+
+    table: Float[ndarray, "rows E"]
+    row_of_place: Int64[ndarray, " n"]
+
+    def __getitem__(self, places: Int[ndarray, " k"], /) -> Float32[ndarray, "k E"]:
+        return _unit_rows(np.asarray(self.table[self.row_of_place[places]]))
 
 
 class TableEmbedder:
@@ -51,7 +74,10 @@ class TableEmbedder:
                 raise EmbeddingError(
                     f"{path}: no such file (a table of text embeddings is a .npy and a .json beside it)"
                 )
-        self._rows = np.load(self.path, mmap_mode="r")
+        try:
+            self._rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise EmbeddingError(f"{self.path}: is not a table of numbers: {error}") from error
         names = json.loads(names_path.read_text(encoding="utf-8"))
         if self._rows.ndim != 2 or len(names) != len(self._rows):
             raise EmbeddingError(
@@ -63,12 +89,15 @@ class TableEmbedder:
             self._row_of.setdefault(_key(name), row)
 
     def embed(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
+        return self.rows(names)[np.arange(len(names))]
+
+    def rows(self, names: Sequence[str]) -> TableRows:
         missing = sorted({name for name in names if _key(name) not in self._row_of})
         if missing:
             raise EmbeddingError(
                 f"{self.path}: has no embedding of {len(missing)} names: {', '.join(map(repr, missing))}"
             )
-        return _unit_rows(np.asarray(self._rows[[self._row_of[_key(name)] for name in names]]).reshape(-1, self.width))
+        return TableRows(self._rows, np.array([self._row_of[_key(name)] for name in names], np.int64))
 
 
 class HashedEmbedder:
@@ -91,6 +120,9 @@ class HashedEmbedder:
             return np.zeros((0, self.width), np.float32)
         counts = csr_matrix(self._hashing.transform([f"a {_key(name)}" for name in names]))
         return _unit_rows(counts.dot(self._projection))
+
+    def rows(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
+        return self.embed(names)
 
 
 def make_embedder(config: DataConfig, width: int) -> TextEmbedder:

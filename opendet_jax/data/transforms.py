@@ -94,17 +94,29 @@ def transform_boxes(
     return np.concatenate([(low + high) / 2, high - low], 1).astype(np.float32), kept
 
 
-def transform_pixels(pixels: UInt8[ndarray, "h w 3"], geometry: Geometry) -> UInt8[ndarray, "h2 w2 3"]:
-    """Bilinear with antialiasing, as Pillow does it."""
+def resample(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """Bilinear with antialiasing, as Pillow does it; an RGB picture stays Pillow's until it lies in its batch."""
     height, width = geometry.size
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=geometry.window)
-    result = np.asarray(image)
-    return result[:, ::-1] if geometry.flip else result
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box=geometry.window)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else image
+
+
+def transform_pixels(pixels: UInt8[ndarray, "h w 3"], geometry: Geometry) -> UInt8[ndarray, "h2 w2 3"]:
+    """`resample` of an array."""
+    return np.asarray(resample(Image.fromarray(pixels), geometry))
+
+
+def place(
+    picture: UInt8[ndarray, "h w 3"] | Image.Image, pixels: UInt8[ndarray, "H W 3"], mask: Bool[ndarray, "H W"]
+) -> None:
+    """Write a picture into the upper left of its place in a batch, and where it is into the mask."""
+    content = np.asarray(picture)
+    height, width, _ = content.shape
+    pixels[:height, :width], mask[:height, :width] = content, True
 
 
 def pad(pixels: UInt8[ndarray, "h w 3"], bucket: Size) -> tuple[UInt8[ndarray, "h2 w2 3"], Bool[ndarray, "h2 w2"]]:
     """The picture in the upper left of a black bucket, and the mask that is True on it."""
-    height, width, _ = pixels.shape
     padded, mask = np.zeros((*bucket, 3), np.uint8), np.zeros(bucket, np.bool_)
-    padded[:height, :width], mask[:height, :width] = pixels, True
+    place(pixels, padded, mask)
     return padded, mask

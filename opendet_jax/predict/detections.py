@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from opendet_jax.drawing import draw
 from opendet_jax.inference import Found
-from opendet_jax.predict.draw import draw
 from opendet_jax.predict.images import ImageLike, load_image
 
 SHOWN = 8  # lines of a repr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opendet_jax.data.images import ImageError, read_image, read_record
+from opendet_jax.data.images import ImageError, open_record, read_image
 from opendet_jax.data.records import Record
 
 RNG = np.random.default_rng(0)
@@ -90,4 +90,4 @@ def test_record_of_another_size(tmp_path):
     path = saved(tmp_path, Image.fromarray(RGB))
     record = Record(1, path, 6, 9, np.zeros((0, 4), np.float32), (), np.zeros(0, np.int64))
     with pytest.raises(ImageError, match=r"a\.png: is 9×6, its annotations say 6×9"):
-        read_record(record)
+        open_record(record)

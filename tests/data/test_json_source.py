@@ -67,11 +67,30 @@ def without(entry, field):
         ("images", without(IMAGE, "width"), r"images\[0\] \(id 7\) has no field 'width'"),
         ("images", without(IMAGE, "file_name"), r"images\[0\] \(id 7\) has no field 'file_name' and no 'coco_url'"),
         ("images", {**IMAGE, "height": 0}, r"images\[0\] \(id 7\): field 'height' is not positive"),
-        ("images", {**IMAGE, "height": "tall"}, r"images\[0\]: field 'height' is 'tall', not an integer"),
-        ("images", {**IMAGE, "file_name": 5}, "image id 7: field 'file_name' is 5, not a string"),
-        ("images", {**IMAGE, "file_name": "../secret.jpg"}, "image id 7: '../secret.jpg' is not a path inside"),
-        ("images", {**IMAGE, "file_name": "/etc/passwd"}, "image id 7: '/etc/passwd' is not a path inside"),
-        ("images", {**IMAGE, "file_name": ""}, "image id 7: .* is not a path inside"),
+        ("images", {**IMAGE, "height": "tall"}, r"images\[0\] \(id 7\): field 'height' is 'tall', not an integer"),
+        ("images", {**IMAGE, "file_name": 5}, r"images\[0\] \(id 7\): field 'file_name' is 5, not a string"),
+        (
+            "images",
+            {**IMAGE, "file_name": "../secret.jpg"},
+            r"images\[0\] \(id 7\): '../secret.jpg' is not a path inside",
+        ),
+        ("images", {**IMAGE, "file_name": "/etc/passwd"}, r"images\[0\] \(id 7\): '/etc/passwd' is not a path inside"),
+        ("images", {**IMAGE, "file_name": ""}, r"images\[0\] \(id 7\): .* is not a path inside"),
+        (
+            "images",
+            {**IMAGE, "width": 2**25},
+            r"images\[0\] \(id 7\): field 'width' is 33554432, more than 16777216 pixels",
+        ),
+        (
+            "images",
+            {**IMAGE, "id": 2**70},
+            r"images\[0\] \(id 1180591620717411303424\): field 'id' is 118.*, not an integer",
+        ),
+        (
+            "categories",
+            {**CATEGORY, "synonyms": "bus"},
+            r"categories\[0\] \(id 3\): field 'synonyms' is 'bus', not a list",
+        ),
         ("images", "a.jpg", r"images\[0\] has no field 'id'"),
         ("categories", without(CATEGORY, "name"), r"categories\[0\] \(id 3\) has no field 'name'"),
         ("annotations", without(ANNOTATION, "bbox"), r"annotations\[0\] \(id 1\) has no field 'bbox'"),
@@ -85,11 +104,21 @@ def test_missing_and_wrong_fields_are_named(tmp_path, part, entry, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("part", ["images", "categories"])
-def test_ids_occur_once(tmp_path, part):
-    path = write(tmp_path, **{part: [{"images": IMAGE, "categories": CATEGORY}[part]] * 2})
-    with pytest.raises(AnnotationError, match=rf"{part}\[1\]: id \d occurs twice"):
+@pytest.mark.parametrize(("part", "entry"), [("images", IMAGE), ("categories", CATEGORY)])
+def test_ids_occur_once(tmp_path, part, entry):
+    changed = {**entry, "width": 60, "name": "car"}
+    path = write(tmp_path, **{part: [entry, changed]})
+    with pytest.raises(AnnotationError, match=rf"{part}\[1\] \(id \d\): the id occurs twice, with different contents"):
         read_json(path, tmp_path)
+
+
+def test_entries_written_twice_are_counted(tmp_path):
+    path = write(tmp_path, [IMAGE] * 2, [ANNOTATION] * 3, [CATEGORY] * 2)
+    dataset, problems = read_json(path, tmp_path)
+    assert [len(record.boxes) for record in dataset.records] == [3]
+    assert len(dataset.categories) == 1
+    assert problems.counts == {"repeated image": 1, "repeated category": 1, "repeated annotation id, box kept": 2}
+    assert "images[1] (id 7)" in str(problems)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +148,19 @@ def test_missing_file(tmp_path):
         ({"bbox": [0, 0, float("inf"), 5]}, "box is not four finite numbers"),
         ({"bbox": [0, 0, 5]}, "box is not four finite numbers"),
         ({"bbox": [0, 0, None, 5]}, "box is not four finite numbers"),
+        ({"bbox": [0, 0, 1e308, 1e308]}, "box is not four finite numbers"),
+        ({"bbox": [10**400, 0, 5, 5]}, "box is not four finite numbers"),
+        ({"bbox": [True, 0, 5, 5]}, "box is not four finite numbers"),
+        ({"bbox": "0 0 5 5"}, "box is not four finite numbers"),
         ({"bbox": [0, 0, 0, 5]}, "box without area"),
+        ({"bbox": [50, 0, 1e-9, 5]}, "box without area"),
         ({"bbox": [0, 0, 5, -5]}, "box without area"),
         ({"bbox": [100, 0, 5, 5]}, "box outside its image"),
         ({"bbox": [-9, -9, 5, 5]}, "box outside its image"),
         ({"category_id": 99}, "unknown category id"),
+        ({"category_id": [3]}, "unknown category id"),
         ({"image_id": 99}, "unknown image id"),
+        ({"image_id": {"id": 7}}, "unknown image id"),
         ({"category_id": 4}, "empty name"),
         ({"caption": " , "}, "empty name"),
         ({"iscrowd": 1}, "crowd region"),

@@ -1,4 +1,4 @@
-"""Training batches are a pure function of (seed, step); evaluation sees every image once."""
+"""Training batches are a pure function of (seed, step), whoever makes them; evaluation sees every image once."""
 
 import itertools
 import json
@@ -10,11 +10,12 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from opendet_jax.config import Config, DataConfig, DatasetPaths
+from opendet_jax.config import ConfigError, DataConfig
 from opendet_jax.data.images import ImageError
 from opendet_jax.data.json_source import AnnotationError, read_json
-from opendet_jax.data.pipeline import TrainingSource, evaluation_batches, load_datasets, training_stream
-from opendet_jax.data.plan import plan_epoch, steps_per_epoch
+from opendet_jax.data.mixture import Mixture
+from opendet_jax.data.pipeline import evaluation_batches, training_stream
+from opendet_jax.data.plan import steps_per_epoch
 from opendet_jax.data.text_embeddings import EmbeddingError, HashedEmbedder, TableEmbedder
 from opendet_jax.data.tokenizer import decode_names, load_tokenizer
 
@@ -61,7 +62,8 @@ def dataset(folder):
 
 
 def stream(dataset, config=CONFIG, seed=0):
-    return iter(training_stream(dataset, config, TOKENIZER, EMBEDDER, seed))
+    """Of one process, over one data set."""
+    return iter(training_stream(Mixture.of((dataset, 1.0)), config, TOKENIZER, EMBEDDER, seed))
 
 
 def take(iterator, count):
@@ -100,21 +102,50 @@ def test_shapes_and_masks(dataset):
         np.testing.assert_array_equal(objects.texts[objects.valid], EMBEDDER.embed(names))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_same_stream_with_any_number_of_threads(dataset, threads):
+WORKERS = (0, 1, 4)
+
+
+@pytest.mark.parametrize("threads", WORKERS)
+def test_same_stream_with_any_number_of_workers(dataset, threads):
     many = stream(dataset, replace(CONFIG, threads=threads, prefetch=4))
-    assert_same(take(many, 8), take(stream(dataset), 8))
+    assert_same(take(many, 9), take(stream(dataset), 9))  # three epochs
 
 
-def test_goes_on_where_its_state_was_taken(dataset):
-    config = replace(CONFIG, threads=2, prefetch=4)
-    first = stream(dataset, config)
+@pytest.mark.parametrize("threads", WORKERS)
+def test_goes_on_where_its_state_was_taken(dataset, threads):
+    """Whatever the number of workers before and after."""
+    first = stream(dataset, replace(CONFIG, threads=2, prefetch=4))
     take(first, 5)
     state = json.loads(json.dumps(first.get_state()))
     later = take(first, 5)  # into the next epoch
-    again = stream(dataset, config)
+    again = stream(dataset, replace(CONFIG, threads=threads, prefetch=3))
     again.set_state(state)
     assert_same(take(again, 5), later)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_each_batch(dataset, count):
+    """In the order of the processes their shares are the batch of one process, also after a restart with another
+    number of them."""
+    config = replace(CONFIG, batch_size=6)
+    whole = stream(dataset, config)
+    wanted = take(whole, 4)
+    mixture = Mixture.of((dataset, 1.0))
+    shares = [iter(training_stream(mixture, config, TOKENIZER, EMBEDDER, 0, index, count)) for index in range(count)]
+    state = stream(dataset, config)
+    take(state, 1)
+    for share in shares:
+        share.set_state(state.get_state())
+    for batch in wanted[1:]:
+        parts = [jax.tree.leaves(list(vars(next(share)).values())) for share in shares]
+        assert all(len(array) == 6 // count for part in parts for array in part)
+        for pieces, array in zip(zip(*parts, strict=True), jax.tree.leaves(list(vars(batch).values())), strict=True):
+            np.testing.assert_array_equal(np.concatenate(pieces), array)
+
+
+def test_processes_that_cannot_share_a_batch(dataset):
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 3: must be a multiple of the 2 processes"):
+        training_stream(Mixture.of((dataset, 1.0)), CONFIG, TOKENIZER, EMBEDDER, 0, 0, 2)
 
 
 def test_seeds_differ(dataset):
@@ -130,20 +161,6 @@ def test_an_epoch_shows_every_image_with_objects_once(dataset):
         assert sorted(np.concatenate([e.image_ids for e in epoch]).tolist()) == list(range(100, 110))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 10, 16, 25])
-def test_every_epoch_has_the_same_number_of_batches(dataset, batch_size):
-    records = [record for record in dataset.records if len(record.boxes)]
-    config = replace(CONFIG, batch_size=batch_size)
-    for epoch in range(4):
-        plan = plan_epoch(records, config, seed=0, epoch=epoch)
-        assert len(plan) == steps_per_epoch(10, batch_size)
-        assert all(len(planned.slots) == batch_size for planned in plan)
-        slots = [slot for planned in plan for slot in planned.slots]
-        assert len({slot.position for slot in slots}) == len(slots)
-        if batch_size <= 10:
-            assert len({slot.record for slot in slots}) == len(slots)
-
-
 def test_fewer_images_than_a_batch(dataset):
     tiny = dataset.first(2)
     [example] = take(stream(tiny, replace(CONFIG, batch_size=5)), 1)
@@ -152,27 +169,12 @@ def test_fewer_images_than_a_batch(dataset):
     assert len({pixels[i].tobytes() for i in range(5)}) > 2  # augmented differently
 
 
-def test_wide_and_tall_pictures_are_apart(dataset):
-    """Without crops a group's pictures keep their shape, and only left-over ones share a batch."""
-    records = [record for record in dataset.records if len(record.boxes)]
-    plan = plan_epoch(records, replace(CONFIG, crop_probability=0.0), seed=0, epoch=0)
-    shapes = [{records[slot.record].width > records[slot.record].height for slot in p.slots} for p in plan]
-    assert sorted(map(len, shapes)) == [1, 1, 1]
-
-
-def test_left_over_pictures_share_the_largest_of_their_buckets(dataset):
-    records = [record for record in dataset.records if len(record.boxes)]
-    config = replace(CONFIG, batch_size=10, crop_probability=0.0, buckets=((40, 96), (64, 96), (96, 64), (96, 96)))
-    [planned] = plan_epoch(records, config, seed=0, epoch=0)
-    assert config.buckets[planned.bucket] in ((64, 96), (96, 64))
-
-
 def test_too_many_objects(dataset, caplog):
     logging.use_absl_handler()
     with caplog.at_level("WARNING"):
-        source = TrainingSource(dataset, replace(CONFIG, max_objects=1), TOKENIZER, EMBEDDER, 0)
+        examples = take(stream(dataset, replace(CONFIG, max_objects=1)), 12)
     assert "6 images have more than data.max_objects = 1" in caplog.text
-    kept = [source[step].batch.objects for step in range(12)]
+    kept = [example.batch.objects for example in examples]
     assert all(objects.valid.shape == (3, 1) and objects.valid.all() for objects in kept)
     names = {name for objects in kept for name in decode_names(TOKENIZER, objects.tokens[:, 0])}
     assert names == {"cat", "hot dog", "owl"}  # not always the first
@@ -204,13 +206,25 @@ def damaged(folder, tmp_path):
 def test_unreadable_images_are_replaced_in_training(damaged, caplog):
     logging.use_absl_handler()
     dataset = read_json(damaged / "set.json", damaged)[0]
+    config = replace(CONFIG, max_unreadable=0.2)
     with caplog.at_level("WARNING"):
-        examples = take(stream(dataset), 9)
+        examples = take(stream(dataset, config), 9)
     ids = set(np.concatenate([e.image_ids for e in examples]).tolist())
     assert ids.isdisjoint({103, 108})
     for name in ("3.png", "8.png"):
         assert caplog.text.count(name) == 1  # though three epochs met it
-    assert_same(take(stream(dataset, replace(CONFIG, threads=2, prefetch=3)), 9), examples)
+    assert "unreadable image 2 of" in caplog.text
+    assert_same(take(stream(dataset, replace(config, threads=2, prefetch=3)), 9), examples)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_too_many_unreadable_images_end_training(damaged, threads):
+    dataset = read_json(damaged / "set.json", damaged)[0]
+    config = replace(CONFIG, max_unreadable=0.1, threads=threads, prefetch=threads)
+    message = r"2 of the \d+ training images seen so far \(10 in all\) cannot be read, data\.max_unreadable is 0\.1"
+    with pytest.raises(ImageError, match=message) as error:
+        take(stream(dataset, config), 9)
+    assert {"3.png", "8.png"} <= {part.rpartition("/")[2] for part in str(error.value).replace(",", "").split()}
 
 
 def test_unreadable_images_are_errors_in_evaluation(damaged):
@@ -221,8 +235,8 @@ def test_unreadable_images_are_errors_in_evaluation(damaged):
 
 def test_no_readable_image_at_all(folder, tmp_path):
     dataset = read_json(folder / "set.json", tmp_path)[0]
-    with pytest.raises(ImageError, match="none of the 10 training images can be read"):
-        take(stream(dataset), 1)
+    with pytest.raises(ImageError, match=r"10 of the 10 training images seen so far .* cannot be read"):
+        take(stream(dataset, replace(CONFIG, max_unreadable=1.0)), 1)
 
 
 def test_no_objects_at_all(dataset):
@@ -235,7 +249,7 @@ def test_names_without_an_embedding_are_an_error_at_once(dataset, tmp_path):
     np.save(tmp_path / "table.npy", np.eye(2, 16, dtype=np.float32))
     (tmp_path / "table.json").write_text('["cat", "dog"]')
     with pytest.raises(EmbeddingError, match="'hot dog', 'owl'"):
-        training_stream(dataset, CONFIG, TOKENIZER, TableEmbedder(tmp_path / "table.npy"), 0)
+        training_stream(Mixture.of((dataset, 1.0)), CONFIG, TOKENIZER, TableEmbedder(tmp_path / "table.npy"), 0)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -260,24 +274,3 @@ def test_evaluation_sees_every_image_once_in_order(dataset, threads):
 def test_evaluation_of_nothing(dataset):
     assert list(evaluation_batches(dataset, CONFIG, 2)) != []
     assert list(evaluation_batches(replace(dataset, records=()), CONFIG, 2)) == []
-
-
-def test_load_datasets_from_json(folder):
-    paths = DatasetPaths(str(folder / "set.json"), str(folder))
-    config = Config(data=replace(CONFIG, train=paths, eval=paths, train_limit=4))
-    train, evaluate = load_datasets(config, folder)
-    assert (len(train), len(evaluate)) == (4, IMAGES)
-    config = replace(config, eval=replace(config.eval, limit=2))
-    assert len(load_datasets(config, folder)[1]) == 2
-
-
-def test_load_datasets_draws_scenes_once(tmp_path):
-    data = replace(CONFIG, source="scenes", scenes_train=4, scenes_eval=3, scenes_size=48)
-    train, evaluate = load_datasets(Config(data=data), tmp_path)
-    assert (len(train), len(evaluate)) == (4, 3)
-    assert {c.frequency for c in train.categories} == {c.frequency for c in evaluate.categories}
-    stamps = [d.annotations.stat().st_mtime_ns for d in (train, evaluate)]
-    again = load_datasets(Config(data=data), tmp_path)
-    assert [d.annotations.stat().st_mtime_ns for d in again] == stamps
-    config = replace(data, buckets=((64, 64),), batch_size=2)
-    assert take(stream(train, config), 1)[0].batch.images.pixels.shape == (2, 64, 64, 3)

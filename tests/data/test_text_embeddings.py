@@ -69,3 +69,13 @@ def test_the_clip_table_has_every_name_of_minilvis(data_folder, split):
     dataset, _ = read_json(data_folder / f"minilvis/{split}.json", data_folder / "minilvis/images")
     rows = TableEmbedder(data_folder / "names/clip_vitb32_union_names.npy").embed(dataset.names())
     assert rows.shape == (len(dataset.names()), 512)
+
+
+def test_rows_stay_in_the_file_until_they_are_asked_for(table):
+    rows = TableEmbedder(table).rows(["dog", "cat", "Traffic light"])
+    assert isinstance(rows.table, np.memmap)
+    wanted = TableEmbedder(table).embed(["traffic light", "dog", "dog"])
+    np.testing.assert_array_equal(rows[np.array([2, 0, 0])], wanted)
+    assert rows[np.array([], np.int64)].shape == (0, 8)
+    with pytest.raises(EmbeddingError, match="no embedding of 1 names: 'cow'"):
+        TableEmbedder(table).rows(["cat", "cow"])

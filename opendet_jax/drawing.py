@@ -133,13 +133,21 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, width: int = 16
     return sheet
 
 
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """The picture under a line of text."""
+    font = _font(max(14, round(picture.width / 32)))
+    band = round(1.6 * font.size)
+    result = Image.new("RGB", (picture.width, band + picture.height), BACKGROUND)
+    place = (2, round(0.2 * font.size))
+    ImageDraw.Draw(result).text(place, _fitted(title, font, picture.width - 4.0), fill=(40, 40, 40), font=font)
+    result.paste(picture, (0, band))
+    return result
+
+
 def side_by_side(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Image.Image:
     """Two pictures of one size next to each other, each under its title."""
-    font = _font(max(14, round(left.width / 32)))
-    band = round(1.6 * font.size)
-    pair = Image.new("RGB", (left.width + GAP + right.width, band + max(left.height, right.height)), BACKGROUND)
-    canvas = ImageDraw.Draw(pair)
-    for x, picture, title in ((0, left, titles[0]), (left.width + GAP, right, titles[1])):
-        canvas.text((x + 2, round(0.2 * font.size)), title, fill=(40, 40, 40), font=font)
-        pair.paste(picture, (x, band))
+    parts = [titled(picture, title) for picture, title in zip((left, right), titles, strict=True)]
+    pair = Image.new("RGB", (left.width + GAP + right.width, max(part.height for part in parts)), BACKGROUND)
+    for x, part in zip((0, left.width + GAP), parts, strict=True):
+        pair.paste(part, (x, 0))
     return pair

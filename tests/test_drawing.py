@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opendet_jax.predict.draw import colour_of, contact_sheet, draw, side_by_side
+from opendet_jax.drawing import colour_of, contact_sheet, draw, side_by_side
 
 BOX = np.array([[20.0, 30.0, 220.0, 330.0]], np.float32)
 

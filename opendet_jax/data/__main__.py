@@ -1,0 +1,108 @@
+"""Data sets before training.
+
+    python -m opendet_jax.data prepare --dataset visual_genome --annotations objects.json --images IMAGES --out DIR
+    python -m opendet_jax.data show --config=configs/minilvis.py --out sheet.png
+
+docs/data.md describes the commands.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from opendet_jax.data.catalogue import SOURCES
+from opendet_jax.errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m opendet_jax.data", description="Prepare and look at data sets.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    titles = "".join(f"\n  {name:<16}{source.title}" for name, source in SOURCES.items())
+    prepare = commands.add_parser(
+        "prepare",
+        help="annotations and images into array_record shards, for training at scale",
+        description="Writes a folder to name as data.train.annotations or data.eval.annotations. Run again, it\n"
+        "goes on where it was ended. Images that cannot be read are left out and listed.",
+        epilog=f"data sets:{titles}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    prepare.add_argument("--dataset", required=True, choices=tuple(SOURCES), help="what it is (see below)")
+    prepare.add_argument("--annotations", required=True, type=Path, metavar="JSON", help="as downloaded")
+    prepare.add_argument("--images", required=True, type=Path, metavar="DIR", help="where its archives are unpacked")
+    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to fill")
+    prepare.add_argument("--split", default="train", help="tfds's name for the images (default: train)")
+    prepare.add_argument(
+        "--name_field", default="", metavar="FIELD", help="of an annotation, with its names (default: see docs/data.md)"
+    )
+    prepare.add_argument("--minival", action="store_true", help="of LVIS's val only the images of COCO's val2017")
+    prepare.add_argument("--workers", type=_natural, default=0, help="threads (default: one for each core)")
+    prepare.add_argument(
+        "--images_per_shard", type=_natural, default=0, help="default: 64 shards of 256 to 4096 images"
+    )
+
+    show = commands.add_parser(
+        "show",
+        help="training batches on a contact sheet, after augmentation, with boxes and names",
+        epilog="Fields of the config are set as in training: --config.data.batch_size=4",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    show.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
+    show.add_argument("--out", required=True, type=Path, metavar="SHEET.png", help="picture to write")
+    show.add_argument("--images", type=_positive, default=16, help="how many")
+    show.add_argument("--step", type=_natural, default=0, help="training step whose batch comes first")
+    show.add_argument("--workdir", type=Path, metavar="DIR", help="a run's folder, where it has drawn its scenes")
+    return top
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from opendet_jax.data.prepare import Job, prepare
+    from opendet_jax.data.summary import describe
+
+    job = Job(
+        data_set=options.dataset,
+        annotations=options.annotations,
+        images=options.images,
+        out=options.out,
+        split=options.split,
+        name_field=options.name_field,
+        minival=options.minival,
+        images_per_shard=options.images_per_shard,
+    )
+    print(describe(prepare(job, options.workers)))
+    print(f"{options.out} is complete: name it as data.train.annotations")
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    top = parser()
+    options, fields = top.parse_known_args(arguments)
+    try:
+        if options.command == "prepare":
+            if fields:
+                top.error(f"unknown argument {fields[0]}")
+            _prepare(options)
+        elif options.command == "show":
+            from opendet_jax.config_files import config_from_arguments
+            from opendet_jax.data.show import show
+
+            config = config_from_arguments([f"--config={options.config}", *fields])
+            print(show(config, options.out, options.images, options.step, options.workdir))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

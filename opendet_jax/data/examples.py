@@ -1,0 +1,126 @@
+"""Training examples by step: augmented pictures in their batch, their boxes and the names drawn for them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float32, Int64, UInt8
+from numpy import ndarray
+
+from opendet_jax.config import ConfigError, DataConfig
+from opendet_jax.data.buckets import Size, fit
+from opendet_jax.data.images import ImageError, open_record
+from opendet_jax.data.mixture import Mixture
+from opendet_jax.data.plan import PlannedBatch, Slot, example_rng, plan_epoch, steps_per_epoch
+from opendet_jax.data.records import Record
+from opendet_jax.data.transforms import Geometry, place, resample, training_geometry, transform_boxes
+from opendet_jax.data.unreadable import Unreadable
+
+PLANS_KEPT = 2  # epochs: reading ahead crosses from one into the next
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleBatch:
+    """A process's share of a step's images. Boxes are (cx, cy, w, h) in [0, 1] of the unpadded picture."""
+
+    pixels: UInt8[ndarray, "B H W 3"]  # RGB
+    mask: Bool[ndarray, "B H W"]  # True on the photograph
+    boxes: Float32[ndarray, "B G 4"]
+    valid: Bool[ndarray, "B G"]
+    names: tuple[tuple[str, ...], ...]  # of the valid boxes of each image
+    image_ids: Int64[ndarray, "B"]
+    paths: tuple[Path, ...]
+
+
+class Examples:
+    """Random access by step: a pure function of (seed, step), whatever was asked for before.
+
+    Of several processes each makes its own slots of the batch; put together in order they are the batch of one process.
+    An unreadable image is replaced by the next record that can be read (`Unreadable` counts them).
+
+    Raises:
+        ConfigError: the processes cannot share `data.batch_size` evenly.
+    """
+
+    def __init__(self, mixture: Mixture, config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1):
+        if config.batch_size % process_count:
+            raise ConfigError(
+                f"config.data.batch_size = {config.batch_size}: must be a multiple of the {process_count} processes"
+            )
+        _warn_of_crowds(mixture, config.max_objects)
+        each = config.batch_size // process_count
+        self._own = slice(process_index * each, (process_index + 1) * each)
+        self._mixture, self._config, self._seed = mixture, config, seed
+        self._steps_per_epoch = steps_per_epoch(mixture.shows, config.batch_size)
+        self._unreadable = Unreadable(config.max_unreadable, len(mixture.records))
+        self._plans: dict[int, tuple[PlannedBatch, ...]] = {}
+        self._lock = Lock()
+
+    def __getitem__(self, step: int) -> ExampleBatch:
+        epoch, number = divmod(step, self._steps_per_epoch)
+        planned = self._plan(epoch)[number]
+        slots, bucket = planned.slots[self._own], self._config.buckets[planned.bucket]
+        size, most = len(slots), self._config.max_objects
+        pixels, mask = np.zeros((size, *bucket, 3), np.uint8), np.zeros((size, *bucket), np.bool_)
+        boxes, valid = np.zeros((size, most, 4), np.float32), np.zeros((size, most), np.bool_)
+        records, names = [], []
+        for i, slot in enumerate(slots):
+            record, drawn, drawn_names = self._example(epoch, slot, bucket, pixels[i], mask[i])
+            boxes[i, : len(drawn)], valid[i, : len(drawn)] = drawn, True
+            records.append(record)
+            names.append(drawn_names)
+        ids = np.array([record.image_id for record in records], np.int64)
+        return ExampleBatch(pixels, mask, boxes, valid, tuple(names), ids, tuple(record.path for record in records))
+
+    def _plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
+        with self._lock:
+            if epoch not in self._plans:
+                if len(self._plans) == PLANS_KEPT:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = plan_epoch(self._mixture, self._config, self._seed, epoch)
+            return self._plans[epoch]
+
+    def _example(
+        self, epoch: int, slot: Slot, bucket: Size, pixels: UInt8[ndarray, "H W 3"], mask: Bool[ndarray, "H W"]
+    ) -> tuple[Record, Float32[ndarray, "m 4"], tuple[str, ...]]:
+        """Puts the slot's picture into its place of the batch; which record it is, its boxes and a name of each."""
+        records = self._mixture.records
+        for attempt in range(len(records)):
+            number = (slot.record + attempt) % len(records)
+            record = records[number]
+            rng = example_rng(self._seed, epoch, slot.position, attempt)
+            drawn = training_geometry(rng, record, self._config)
+            try:
+                image = open_record(record)
+            except ImageError as error:
+                self._unreadable.saw(number, record.path, error)
+                continue
+            self._unreadable.saw(number, record.path)
+            geometry = Geometry(drawn.window, fit(drawn.size, bucket), drawn.flip)
+            place(resample(image, geometry), pixels, mask)
+            return record, *_objects(rng, record, geometry, self._config.max_objects)
+        raise AssertionError("Unreadable ends training when no image can be read")
+
+
+def _objects(
+    rng: np.random.Generator, record: Record, geometry: Geometry, most: int
+) -> tuple[Float32[ndarray, "m 4"], tuple[str, ...]]:
+    """The boxes that the geometry keeps, `most` of them at most, and one name of each."""
+    boxes, kept = transform_boxes(record.boxes, geometry)
+    indices = np.flatnonzero(kept)
+    if len(indices) > most:
+        chosen = np.sort(rng.choice(len(indices), most, replace=False))
+        boxes, indices = boxes[chosen], indices[chosen]
+    return boxes, tuple(record.names[i][rng.integers(len(record.names[i]))] for i in indices)
+
+
+def _warn_of_crowds(mixture: Mixture, most: int) -> None:
+    for part in mixture.parts:
+        crowded = sum(len(record.boxes) > most for record in part.records)
+        if crowded:
+            logging.warning(
+                "%s: %d images have more than data.max_objects = %d objects; a random %d of each are used at a time",
+                *(part.annotations, crowded, most, most),
+            )
