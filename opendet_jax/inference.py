@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
@@ -19,7 +20,7 @@ from opendet_jax.config import Config
 from opendet_jax.ops.boxes import to_corners
 from opendet_jax.ops.nms import nms
 
-NAMING_CHUNK = 64  # prompts named by one call; one size, hence one compilation
+NAMING_CHUNK = 64  # prompts that a device names in one call; one size, hence one compilation
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,61 @@ class Inference:
     The numbers of beams and of tokens are those of `config.eval`. `params` may be replaced: nothing is compiled again.
     """
 
-    def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
-        self.config = config
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Any,
+        config: Config,
+        decode: Callable[[np.ndarray], str],
+        mesh: Mesh | None = None,
+    ):
+        """`mesh`: the devices that share the images of a batch; None: the first device alone."""
+        self.config, self.model = config, model
+        self._mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
         self.params = params
         self._decode = decode
-        self._detect = jax.jit(self._candidates, static_argnames="selection")
-        self._generate = jax.jit(self._names)
+        self._detect = jax.jit(self._all_candidates, static_argnames="selection")
+        self._generate = jax.jit(self.on_each_device(self._names))
+
+    @property
+    def params(self) -> Any:
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+
+    def on_each_device(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """`function(params, batch)`, which every device calls with its own examples; nothing is communicated.
+
+        The arrays of the batch (from `place`) and of the result begin with the axis of examples.
+        """
+        whole, split = PartitionSpec(), PartitionSpec(self._mesh.axis_names)
+        return jax.shard_map(function, mesh=self._mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
+
+    def place(self, batch: Any) -> Any:
+        """A batch of numpy arrays, its examples dealt out to the devices; copies of the last one make them even."""
+
+        def even(x: np.ndarray) -> np.ndarray:
+            missing = -len(x) % self._mesh.size
+            return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+        split = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        return jax.device_put(jax.tree.map(even, batch), split)
 
     def __call__(self, images: Images, sizes: Sequence[tuple[int, int]], selection: Selection) -> list[Found]:
         """The objects of the first len(sizes) images; what else the batch holds only fills it up.
 
         `sizes` are the (height, width) of the original images, the frame of the boxes returned.
         """
-        candidates = self._detect(self.params, images, selection=selection)
-        corners, scores, kept = jax.device_get(candidates[:3])
+        candidates = self._detect(self.params, self.place(images), selection=selection)
+        corners, scores, kept, prompts = jax.device_get(candidates)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
             for place in range(len(sizes))
         ]
-        rows = np.concatenate([place * scores.shape[1] + queries for place, queries in enumerate(chosen)])
-        names, name_scores = self._name(candidates.prompts, rows)
+        rows = [prompts[place, queries] for place, queries in enumerate(chosen)]
+        names, name_scores = self.name(np.concatenate(rows))
         found, start = [], 0
         for place, (queries, (height, width)) in enumerate(zip(chosen, sizes, strict=True)):
             own = slice(start, start + len(queries))
@@ -84,8 +119,11 @@ class Inference:
             start = own.stop
         return found
 
+    def _all_candidates(self, params: Any, images: Images, selection: Selection) -> _Candidates:
+        return self.on_each_device(partial(self._candidates, selection=selection))(params, images)
+
     def _candidates(self, params: Any, images: Images, selection: Selection) -> _Candidates:
-        detected: Any = self._model.apply({"params": params}, images, method="detect")
+        detected: Any = self.model.apply({"params": params}, images, method="detect")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
         scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid = detected.queries.valid
@@ -93,22 +131,21 @@ class Inference:
         crowded = jnp.sum(valid, axis=1, keepdims=True) > selection.nms_above
         return _Candidates(corners, scores, jnp.where(crowded, alone, valid), detected.prompts)
 
-    def _names(self, params: Any, prompts: Float[Array, "B Q E"], rows: Int[Array, "R"]) -> tuple[Array, Array]:
-        chosen = prompts.reshape(-1, prompts.shape[-1])[rows]
+    def _names(self, params: Any, prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
         limits = (self.config.eval.num_beams, self.config.eval.max_new_tokens)
-        names: Any = self._model.apply({"params": params}, chosen, *limits, method="generate")
+        names: Any = self.model.apply({"params": params}, prompts, *limits, method="generate")
         return names.tokens, names.scores
 
-    def _name(
-        self, prompts: Float[Array, "B Q E"], rows: Int[np.ndarray, " n"]
-    ) -> tuple[list[list[str]], Float[np.ndarray, "n beams"]]:
+    def name(self, prompts: Float[np.ndarray, "n E"]) -> tuple[list[list[str]], Float[np.ndarray, "n beams"]]:
+        """The names of each VL-prompt and their scores, from best to worst beam."""
         names: list[list[str]] = []
         scores = [np.zeros((0, self.config.eval.num_beams), np.float32)]
-        for start in range(0, len(rows), NAMING_CHUNK):
-            chunk = rows[start : start + NAMING_CHUNK]
+        size = NAMING_CHUNK * self._mesh.size
+        for start in range(0, len(prompts), size):
+            chunk = prompts[start : start + size]
             # Filled up with a row that is named anyway: it ends when that one does.
-            padded = np.pad(chunk, (0, NAMING_CHUNK - len(chunk)), mode="edge")
-            tokens, beam_scores = jax.device_get(self._generate(self.params, prompts, padded))
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+            tokens, beam_scores = jax.device_get(self._generate(self.params, self.place(padded)))
             names += [[self._decode(beam) for beam in beams] for beams in tokens[: len(chunk)]]
             scores.append(beam_scores[: len(chunk)])
         return names, np.concatenate(scores)

@@ -151,13 +151,13 @@ def test_fits_the_model():
     config = Config.from_dict(get_config())
     model = OpenDet(config.model, config.ablation)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    inference = Inference(model, params, config, decode)
+    inference = Inference(model, {}, config, decode)
     photographs = Images(np.zeros((2, 128, 128, 3), np.uint8), np.ones((2, 128, 128), bool))
     found = jax.eval_shape(partial(inference._candidates, selection=EVERYTHING), params, photographs)
     queries, width, limits = config.model.max_queries, config.model.text_width, config.eval
     assert (found.corners.shape, found.scores.shape) == ((2, queries, 4), (2, queries))
     assert (found.kept.dtype, found.prompts.shape) == (bool, (2, queries, width))
-    tokens, scores = jax.eval_shape(inference._names, params, found.prompts, np.zeros(4, int))
+    tokens, scores = jax.eval_shape(inference._names, params, np.zeros((4, width), np.float32))
     assert tokens.shape == (4, limits.num_beams, 1 + limits.max_new_tokens)
     assert scores.shape == (4, limits.num_beams)
 

@@ -21,7 +21,6 @@ class Aligner(nn.Module):
     config: ModelConfig
     l_to_v: bool = True
 
-    @nn.compact
     def __call__(
         self,
         hidden: Float[Array, "B Q D"],
@@ -35,14 +34,26 @@ class Aligner(nn.Module):
         With `memory` (E_feat) and `boxes` the queries are first refined by a look at E_feat in those boxes; neither
         is gradient-stopped.
         """
+        return self.cosine_and_score(hidden, texts, memory, boxes, deterministic)[1]
+
+    @nn.compact
+    def cosine_and_score(
+        self,
+        hidden: Float[Array, "B Q D"],
+        texts: Float[Array, "B G E"],
+        memory: Pyramid | None = None,
+        boxes: Float[Array, "B Q 4"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B Q G"], Float[Array, "B Q G"]]:
+        """The first term of S alone, and S."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         if memory is not None and boxes is not None:
             refine = DistillerBlock(config, name="refine")
             hidden = refine(hidden, boxes, memory, deterministic=deterministic)
         projected = nn.Dense(config.text_width, dtype=dtype, name="v_to_l")(hidden).astype(jnp.float32)
-        scores = jnp.einsum("bqe,bge->bqg", unit(projected), unit(texts))
+        cosine = scores = jnp.einsum("bqe,bge->bqg", unit(projected), unit(texts))
         if self.l_to_v:
             query = nn.Dense(config.width, dtype=dtype, name="query")(hidden)
             text = nn.Dense(config.width, dtype=dtype, name="l_to_v")(texts)
             scores += jnp.einsum("bqd,bgd->bqg", query, text, preferred_element_type=jnp.float32)
-        return scores
+        return cosine, scores

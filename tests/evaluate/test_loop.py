@@ -13,6 +13,7 @@ from opendet_jax.data.json_source import read_json
 from opendet_jax.data.pipeline import evaluation_batches
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.loop import evaluate, table
+from opendet_jax.evaluate.report import score_file
 from opendet_jax.inference import Found, Inference
 
 CONFIG = Config(
@@ -61,7 +62,7 @@ class Knowing(Inference):
         self.sizes = []
 
     def __call__(self, images, sizes, selection):
-        assert (selection.max_detections, selection.nms_iou, selection.nms_above) == (300, 0.9, 300)
+        assert (selection.max_detections, selection.nms_iou, selection.nms_above) == (900, 0.9, 300)
         assert len(images.pixels) == CONFIG.eval.batch_size
         self.sizes += sizes
         ids = [int(i) for i in self.ids.pop(0) if i >= 0]
@@ -124,6 +125,22 @@ def test_wrong_names_cost_ap_but_not_localisation(dataset, tmp_path):
     assert 0.4 < metrics["AP"] < 0.6
     predictions = json.loads((tmp_path / "eval/toy/predictions.json").read_text())
     assert sum(p["category_id"] == -1 for p in predictions) == 5
+
+
+def test_its_file_scores_the_same(dataset, tmp_path):
+    """By `python -m opendet_jax.evaluate`, where no image has more detections than the file keeps."""
+
+    def spoil(found):
+        boxes = found.boxes + np.array([1.234567, 0, 2, 0.5], np.float32)
+        return replace(found, boxes=boxes, names=[["nonsense", "cat"], *found.names[1:]])
+
+    metrics = evaluate(Knowing(dataset, spoil), dataset, CONFIG, tmp_path, step=0)
+    folder = tmp_path / "eval/toy"
+    scored = score_file(dataset.annotations, folder / "predictions.json", "lvis", folder / "scores")
+    assert 0 < metrics["AP"] < 1
+    shared = metrics.keys() & scored.keys()
+    assert {"AP", "fixed_AP", "agnostic_AP", "synonym_accuracy", "detections"} <= shared
+    assert {key: metrics[key] for key in shared} == {key: scored[key] for key in shared}
 
 
 def test_no_pictures(dataset, tmp_path):

@@ -27,6 +27,9 @@ def test_equation(tiny, tiny_params, inputs):
     l_to_v = linear(hidden, "query") @ linear(texts, "l_to_v").swapaxes(1, 2)
     got = Aligner(tiny).apply({"params": params}, *inputs)
     np.testing.assert_allclose(got, v_to_l + l_to_v, atol=1e-5)
+    cosine, score = Aligner(tiny).apply({"params": params}, *inputs, method="cosine_and_score")
+    np.testing.assert_allclose(cosine, v_to_l, atol=1e-5)
+    np.testing.assert_array_equal(score, got)
     got = Aligner(tiny, l_to_v=False).apply({"params": {"v_to_l": params["v_to_l"]}}, *inputs)
     np.testing.assert_allclose(got, v_to_l, atol=1e-5)
 

@@ -1,0 +1,61 @@
+"""Score a results file.
+
+    python -m opendet_jax.evaluate --annotations A.json --predictions P.json --out DIR
+    python -m opendet_jax.evaluate --annotations A.json --predictions P.json --protocol coco --images IMAGES --out DIR
+
+docs/evaluate.md describes the files read and written, the numbers, and has the commands for each data set.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from opendet_jax.errors import InputError
+from opendet_jax.evaluate.evaluator import Protocol
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m opendet_jax.evaluate",
+        description="Score detections of any program: average precision, finding and naming apart, tables, pictures.",
+    )
+    top.add_argument(
+        "--annotations", required=True, type=Path, metavar="A", help="the truth: a json in the form of LVIS or COCO"
+    )
+    top.add_argument(
+        "--predictions",
+        required=True,
+        type=Path,
+        metavar="P",
+        help="a json list of {image_id, category_id, bbox: [x, y, width, height], score}; names, where boxes have them",
+    )
+    top.add_argument(
+        "--protocol",
+        choices=get_args(Protocol),
+        default="lvis",
+        help="lvis and lvis_fixed compute the same, LVIS AP and fixed AP: it says of which the pictures are; "
+        "coco: pycocotools' numbers (default: lvis)",
+    )
+    top.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: that of P, with “_scores” after P's name)"
+    )
+    top.add_argument("--images", type=Path, metavar="DIR", help="the photographs: draws the best and the worst")
+    top.add_argument("--minival", action="store_true", help="of LVIS's val only the images of COCO's val2017")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    from opendet_jax.evaluate.report import score_file
+
+    out = options.out or options.predictions.with_name(f"{options.predictions.stem}_scores")
+    try:
+        score_file(options.annotations, options.predictions, options.protocol, out, options.images, options.minival)
+    except (InputError, OSError) as error:  # OSError: the folder cannot be written
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

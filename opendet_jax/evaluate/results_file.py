@@ -1,0 +1,131 @@
+"""A results file of any program: a json list of detections in the form of COCO and LVIS, read and checked."""
+
+from array import array
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from opendet_jax.data.json_stream import lists_of
+from opendet_jax.errors import InputError
+from opendet_jax.evaluate.detections import Detections
+from opendet_jax.evaluate.name_mapping import UNMAPPED
+from opendet_jax.evaluate.truth import is_box, is_number
+
+
+class ResultsError(InputError):
+    """Detections that cannot be scored: the message names the file, the record and what is wrong with it."""
+
+
+class OfImage(NamedTuple):
+    image_id: int
+    detections: Detections
+    numbers: Int64[ndarray, " n"]  # their places in the file
+
+
+@dataclass(frozen=True)
+class Results:
+    image_ids: Int64[ndarray, " n"]
+    detections: Detections
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def images(self) -> int:
+        """Those with a detection."""
+        return len(np.unique(self.image_ids))
+
+    def by_image(self, image_ids: Set[int] | None = None) -> Iterator[OfImage]:
+        """Each image's detections, in the file's order; of these images only, None: of all."""
+        rows = np.argsort(self.image_ids, kind="stable")
+        present, starts = np.unique(self.image_ids[rows], return_index=True)
+        for image_id, numbers in zip(present.tolist(), np.split(rows, starts[1:]), strict=False):
+            if image_ids is None or image_id in image_ids:
+                yield OfImage(image_id, self.detections[numbers], numbers)
+
+
+def read_results(path: Path, image_ids: Set[int], category_ids: Set[int]) -> Results:
+    """Records with image_id, category_id (−1: its name is no class), bbox (x, y, width, height in pixels) and score.
+
+    "names", where every record has them, are what the box was called, the best first; an "id" may not occur twice.
+    Other fields are not looked at. Memory holds numbers, not the json. Raises ResultsError, AnnotationError (not json).
+    """
+    reader, listed = _Reader(path, image_ids, {*category_ids, UNMAPPED}), False
+    for key, records in lists_of(path):
+        if key:
+            break
+        listed = True
+        for number, record in enumerate(records):
+            reader.add(number, record)
+    if not listed:
+        raise ResultsError(f"{path}: is not a list of detections")
+    return reader.results()
+
+
+@dataclass
+class _Reader:
+    path: Path
+    image_ids: Set[int]
+    category_ids: Set[int]
+    _images: array = field(default_factory=lambda: array("q"))
+    _categories: array = field(default_factory=lambda: array("q"))
+    _boxes: array = field(default_factory=lambda: array("d"))
+    _scores: array = field(default_factory=lambda: array("d"))
+    _names: list[str] = field(default_factory=list)
+    _known_names: dict[str, str] = field(default_factory=dict)  # equal ones are one object in memory
+    _ids: set[int] = field(default_factory=set)
+
+    def add(self, number: int, record: Any) -> None:
+        if not isinstance(record, dict):
+            raise self._error(number, f"is {record!r:.40}, not a detection")
+        image_id, category_id, bbox, score = (
+            self._field(number, record, name) for name in ("image_id", "category_id", "bbox", "score")
+        )
+        if type(image_id) is not int or image_id not in self.image_ids:
+            raise self._error(number, f"image_id {image_id!r:.40} is not in the annotations")
+        if type(category_id) is not int or category_id not in self.category_ids:
+            raise self._error(number, f"category_id {category_id!r:.40} is not in the annotations")
+        if not is_box(bbox):
+            raise self._error(
+                number, f"bbox {bbox!r:.80} is not x, y, width, height: finite, and the last two not negative"
+            )
+        if not is_number(score) or score < 0:
+            raise self._error(number, f"score {score!r:.40} is not a number from 0 on")
+        self._check_id(number, record)
+        self._images.append(image_id)
+        self._categories.append(category_id)
+        self._boxes.extend(bbox)
+        self._scores.append(score)
+        self._add_name(number, record)
+
+    def results(self) -> Results:
+        names = self._names if len(self._names) == len(self._scores) and self._names else None
+        image_ids, category_ids = (np.array(column, np.int64) for column in (self._images, self._categories))
+        boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
+        return Results(image_ids, Detections(category_ids, boxes, np.array(self._scores, np.float64), names))
+
+    def _field(self, number: int, record: dict[str, Any], name: str) -> Any:
+        if name not in record:
+            raise self._error(number, f"has no field {name!r}")
+        return record[name]
+
+    def _check_id(self, number: int, record: dict[str, Any]) -> None:
+        if type(record.get("id")) is int:
+            if record["id"] in self._ids:
+                raise self._error(number, f"id {record['id']} occurs twice")
+            self._ids.add(record["id"])
+
+    def _add_name(self, number: int, record: dict[str, Any]) -> None:
+        if "names" in record:
+            names = record["names"]
+            if not isinstance(names, list) or not names or not isinstance(names[0], str):
+                raise self._error(number, f"names {names!r:.40} is not a list of strings")
+            self._names.append(self._known_names.setdefault(names[0], names[0]))
+
+    def _error(self, number: int, what: str) -> ResultsError:
+        return ResultsError(f"{self.path}: record {number}: {what}")

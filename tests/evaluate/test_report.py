@@ -1,0 +1,156 @@
+"""`python -m opendet_jax.evaluate` from files to files."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from opendet_jax.evaluate.__main__ import main
+from opendet_jax.evaluate.evaluator import ImageScore
+from opendet_jax.evaluate.examples import best_and_worst
+from tests.evaluate.made_up import detections_like, metrics, random_truth
+from tests.evaluate.packages import run_coco, run_fixed, run_lvis
+
+PICTURES = {"precision_recall.png", "ap_by_frequency.png", "names.png"}
+EXAMPLES = {"best_images.png", "worst_images.png"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Truths in LVIS's and in COCO's form, detections of both, named, and photographs."""
+    path = tmp_path_factory.mktemp("scored")
+    rng = np.random.default_rng(23)
+    truth = random_truth(rng, images=7, federated=True)
+    (path / "images").mkdir()
+    for image in truth["images"]:
+        Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)).save(path / "images" / image["file_name"])
+    (path / "lvis.json").write_text(json.dumps(truth))
+    found = detections_like(truth, rng, 0.3, 0.15, 10)
+    for detection in found:
+        detection["names"] = [f"class {(detection['category_id'] - 2) // 3}", "$other$ name"][:: rng.choice([1, -1])]
+    (path / "p.json").write_text(json.dumps(found))
+    categories = [{"id": c["id"], "name": c["name"]} for c in truth["categories"]]
+    fields = ("id", "file_name", "width", "height")
+    images = [{field: image[field] for field in fields} for image in truth["images"]]
+    (path / "coco.json").write_text(json.dumps({**truth, "images": images, "categories": categories}))
+    return path
+
+
+def score(folder, out, truth, *arguments):
+    main([f"--annotations={folder}/{truth}", f"--predictions={folder}/p.json", f"--out={out}", *arguments])
+    return json.loads((out / "metrics.json").read_text())
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def test_lvis(folder, tmp_path, capsys):
+    numbers = score(folder, tmp_path / "out", "lvis.json", f"--images={folder}/images")
+    found = load(folder / "p.json")
+    for key, value in run_lvis(folder / "lvis.json", found).items():
+        assert numbers[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
+    for key, value in run_fixed(folder / "lvis.json", found).items():
+        assert numbers[f"fixed_{key}"] == (None if value is None else pytest.approx(value, abs=1e-9)), key
+    expected = {"protocol": "lvis", "images": 7, "detections": len(found), "predictions": f"{folder}/p.json"}
+    assert expected.items() <= numbers.items()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"metrics.json", "classes.csv", "names.csv"} | PICTURES | EXAMPLES
+    for name in PICTURES | EXAMPLES:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 700
+    printed = capsys.readouterr().out
+    assert f"AP {100 * numbers['AP']:.1f}  " in printed
+    assert f"synonym_accuracy {100 * numbers['synonym_accuracy']:.1f}" in printed
+
+
+def test_classes_and_names(folder, tmp_path):
+    numbers = score(folder, tmp_path, "lvis.json")
+    with (tmp_path / "classes.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == [f"class {i}" for i in range(5)]
+    assert [line["frequency"] for line in lines] == ["r", "c", "f", "r", "c"]
+    for key in ("AP", "AP50", "AR", "fixed_AP"):
+        values = [float(line[key]) for line in lines if line[key]]
+        assert np.mean(values) == pytest.approx(numbers[key]), key
+    found = sum(int(line["found"]) for line in lines)
+    assert sum(int(line["named"]) for line in lines) / found == pytest.approx(numbers["naming_accuracy"])
+    with (tmp_path / "names.csv").open() as file:
+        names = list(csv.DictReader(file))
+    assert sum(int(line["times"]) for line in names) == found
+    right = sum(int(line["times"]) for line in names if line["class"] == line["called"])
+    assert right / found == pytest.approx(numbers["exact_name_accuracy"])
+    assert not EXAMPLES & {path.name for path in tmp_path.iterdir()}
+
+
+def test_fixed_ap_has_the_same_numbers_and_its_own_pictures(folder, tmp_path):
+    lvis = score(folder, tmp_path / "a", "lvis.json")
+    fixed = score(folder, tmp_path / "b", "lvis.json", "--protocol=lvis_fixed")
+    assert {**lvis, "protocol": "lvis_fixed"} == fixed
+    pictures = [(tmp_path / out / "precision_recall.png").read_bytes() for out in "ab"]
+    assert pictures[0] != pictures[1]
+
+
+def test_coco(folder, tmp_path):
+    numbers = score(folder, tmp_path, "coco.json", "--protocol=coco", f"--images={folder}/images")
+    for key, value in run_coco(folder / "coco.json", load(folder / "p.json")).items():
+        assert numbers[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
+    assert "fixed_AP" not in numbers
+    assert {path.name for path in tmp_path.iterdir()} >= PICTURES | EXAMPLES
+    beside = score(folder, tmp_path, "coco.json")
+    assert beside["coco_AP"] == numbers["AP"]
+    assert beside["APr"] is None
+
+
+def test_no_detections_score_nothing_and_say_so(folder, tmp_path, capsys):
+    (tmp_path / "none.json").write_text("[]")
+    arguments = (f"--annotations={folder}/lvis.json", f"--predictions={tmp_path}/none.json")
+    main([*arguments, f"--images={folder}/images"])
+    assert "none.json holds no detection: every score is 0" in capsys.readouterr().err
+    numbers = load(tmp_path / "none_scores/metrics.json")
+    assert numbers["AP"] == numbers["fixed_AP"] == numbers["agnostic_AP"] == numbers["recall50"] == 0
+    assert numbers["naming_accuracy"] is None
+    assert {path.name for path in (tmp_path / "none_scores").iterdir()} >= PICTURES | EXAMPLES
+
+
+def test_the_command_of_the_program_itself(folder, tmp_path):
+    """As a user runs it: one line for what is wrong, and nothing written."""
+    (tmp_path / "cut.json").write_text((folder / "p.json").read_text()[:1000])
+    (tmp_path / "nan.json").write_text((folder / "p.json").read_text().replace('"score": ', '"score": NaN, "old": ', 1))
+    for name, message in (
+        ("cut", "is not json: [5], at character 957: the file ends"),
+        ("nan", "record 0: score nan is not a number"),
+    ):
+        command = [sys.executable, "-m", "opendet_jax.evaluate", "--annotations", f"{folder}/lvis.json"]
+        command += ["--predictions", f"{tmp_path}/{name}.json", "--out", f"{tmp_path}/out"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {tmp_path}/{name}.json: {message}")
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_missing_ends_it_before_anything_is_written(folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*\.jpg: no such image"):
+        score(folder, tmp_path / "out", "lvis.json", f"--images={tmp_path}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_and_worst():
+    scores = [ImageScore(i, share, objects) for i, (share, objects) in enumerate([(0, 1), (1, 1), (0, 3), (1, 2)])]
+    best, worst = best_and_worst(scores)
+    assert [score.image_id for score in best] == [3, 1]
+    assert [score.image_id for score in worst] == [2, 0]
+    assert best_and_worst(scores[:1]) == (scores[:1], [])
+    assert best_and_worst([]) == ([], [])
+
+
+def test_numbers_do_not_depend_on_the_order_of_images(folder, tmp_path):
+    """The file's order counts only within an image, as long as no limit is reached."""
+    truth, found = load(folder / "lvis.json"), load(folder / "p.json")
+    order = sorted(found, key=lambda detection: -detection["image_id"])
+    assert metrics(truth, order) == metrics(truth, found)
