@@ -9,7 +9,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow parity lint golden venv clean
+.PHONY: run test test-slow parity lint golden compile-check venv clean
 
 run: .venv/run
 	$(MAIN) --mode=train
@@ -35,6 +35,10 @@ lint: .venv/test
 golden: .venv/test
 	$(BIN)/python -m tests.golden.parameters
 
+# Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.2 GB).
+compile-check: .venv-compile/done
+	JAX_PLATFORMS=cpu .venv-compile/bin/python -m benchmarks.compile_check
+
 venv: .venv/test
 
 .venv/run: requirements.txt pyproject.toml
@@ -47,5 +51,10 @@ venv: .venv/test
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@
 
+.venv-compile/done: benchmarks/requirements-compile.txt
+	$(PYTHON) -m venv .venv-compile
+	.venv-compile/bin/pip install -q -r $<
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-compile runs

@@ -4,16 +4,15 @@ One point of every query at a time (`lax.scan`): four gathers of whole rows goin
 rows going back. Nothing of size queries × points × d is ever kept, and both directions stream through memory.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-LevelShapes = tuple[tuple[int, int], ...]
+from opendet_jax.ops.deformable_attention.arguments import LevelShapes, level_starts
 
 
 class Point(NamedTuple):
@@ -71,7 +70,7 @@ def _points(
     """All points with the axis to scan over (levels × points) in front, in float32."""
     batch, queries, heads, _, points, _ = locations.shape
     sizes = np.array([(w, h) for h, w in level_shapes], np.float32)
-    starts = np.cumsum([0] + [h * w for h, w in level_shapes[:-1]]).astype(np.int32)
+    starts = np.array(level_starts(level_shapes), np.int32)
     return Point(
         jnp.moveaxis(locations.astype(jnp.float32).reshape(batch, queries, heads, -1, 2), 3, 0),
         jnp.moveaxis(weights.astype(jnp.float32).reshape(batch, queries, heads, -1), 3, 0),
@@ -80,19 +79,14 @@ def _points(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def deformable_attention(
+def forward(
     value: Float[Array, "B S H d"],
-    level_shapes: LevelShapes,
     locations: Float[Array, "B Q H L P 2"],
     weights: Float[Array, "B Q H L P"],
+    *,
+    level_shapes: LevelShapes,
 ) -> Float[Array, "B Q Hd"]:
-    """Σ over levels l and points p of weights[…, l, p] · value at locations[…, l, p], for each head.
-
-    `level_shapes` are the static (h, w) of the L levels, whose cells are the S tokens, row by row. `locations` are
-    (x, y) in [0, 1] of the padded level: u reads at u·w − ½ bilinearly, and cells outside the level count as zero.
-    Sums in float32 whatever the dtype of `value`; the result has that dtype.
-    """
+    """As the public operation."""
     batch, tokens, heads, width = value.shape
     rows = value.reshape(-1, width)
 
@@ -105,39 +99,47 @@ def deformable_attention(
     return total.reshape(batch, -1, heads * width).astype(value.dtype)
 
 
-def _forward(value, level_shapes, locations, weights):
-    return deformable_attention(value, level_shapes, locations, weights), (value, locations, weights)
-
-
-def _backward(level_shapes, residuals, cotangent):
-    value, locations, weights = residuals
+def backward(
+    value: Float[Array, "B S H d"],
+    locations: Float[Array, "B Q H L P 2"],
+    weights: Float[Array, "B Q H L P"],
+    cotangent: Float[Array, "B Q Hd"],
+    *,
+    level_shapes: LevelShapes,
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B Q H L P 2"], Float[Array, "B Q H L P"]]:
+    """Gradients of value, locations and weights."""
     batch, tokens, heads, width = value.shape
     rows = value.reshape(-1, width)
     cotangent = cotangent.reshape(batch, -1, heads, width).astype(jnp.float32)
+    points = _points(level_shapes, locations, weights)
 
-    def point_gradient(rows_gradient, point: Point):
-        to_weight, to_x, to_y = 0.0, 0.0, 0.0
+    def spread(total, point: Point):
         for corner in _corners(point, tokens):
             amount = (point.weight * corner.share)[..., None] * cotangent
-            rows_gradient = rows_gradient.at[corner.row].add(amount, mode="promise_in_bounds")
-            # ⟨cotangent, value of the cell⟩: what one unit of this corner's share is worth
-            # (as a dot product: XLA's CPU reductions along the last axis take twice the time).
-            worth = jnp.einsum("bqhd,bqhd->bqh", cotangent, _read(rows, corner), precision=lax.Precision.HIGHEST)
-            worth = jnp.where(corner.inside, worth, 0.0)
-            to_weight += corner.along_x * corner.along_y * worth
-            to_x += (1 if corner.right else -1) * corner.along_y * worth
-            to_y += (1 if corner.below else -1) * corner.along_x * worth
-        to_location = jnp.stack([to_x, to_y], -1) * point.weight[..., None] * point.size
-        return rows_gradient, (to_location, to_weight)
+            total = total.at[corner.row].add(amount, mode="promise_in_bounds")
+        return total, None
 
-    rows_gradient, (to_locations, to_weights) = lax.scan(
-        point_gradient, jnp.zeros(rows.shape, jnp.float32), _points(level_shapes, locations, weights)
-    )
+    def worth(factor: Callable[[Corner], Float[Array, "B Q H"]]) -> Float[Array, "LP B Q H"]:
+        """⟨cotangent, Σ factor · value of the cell⟩ over the four cells of every point."""
+
+        def of_point(_, point: Point):
+            read = sum(
+                jnp.where(corner.inside, factor(corner), 0.0)[..., None] * _read(rows, corner)
+                for corner in _corners(point, tokens)
+            )
+            return None, jnp.matmul(cotangent * read, jnp.ones(width), precision=lax.Precision.HIGHEST)
+
+        return lax.scan(of_point, None, points)[1]
+
+    # Four loops, because XLA's CPU compiler makes one pass in vector registers of four reads that are summed, and five
+    # slow ones of four reads with three uses; so are its sums along a last axis, but not its products with ones.
+    to_rows, _ = lax.scan(spread, jnp.zeros(rows.shape, jnp.float32), points)
+    to_weights = worth(lambda corner: corner.along_x * corner.along_y)
+    to_x = worth(lambda corner: (1 if corner.right else -1) * corner.along_y)
+    to_y = worth(lambda corner: (1 if corner.below else -1) * corner.along_x)
+    to_locations = jnp.stack([to_x, to_y], -1) * points.weight[..., None] * points.size[:, None, None, None]
     return (
-        rows_gradient.reshape(value.shape).astype(value.dtype),
+        to_rows.reshape(value.shape).astype(value.dtype),
         jnp.moveaxis(to_locations, 0, 3).reshape(locations.shape).astype(locations.dtype),
         jnp.moveaxis(to_weights, 0, 3).reshape(weights.shape).astype(weights.dtype),
     )
-
-
-deformable_attention.defvjp(_forward, _backward)

@@ -1,0 +1,18 @@
+"""Split over devices: each works on its own images, and nothing is communicated."""
+
+import os
+import subprocess
+import sys
+
+
+def test_two_devices_communicate_nothing():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.deformable_attention_on_two_devices"],
+        env={**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("ok")

@@ -1,0 +1,140 @@
+"""The GPU and TPU kernels: interpreted against the oracle, and lowered for their platforms without one at hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from opendet_jax.ops.deformable_attention import (
+    deformable_attention,
+    pallas_gpu,
+    pallas_tpu,
+    reference,
+    tpu_layout,
+    xla,
+)
+from tests.ops.deformable_attention_cases import arguments, assert_equal_to_rounding, with_gradients
+
+FORMS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
+SHAPES = ((5, 7), (1, 2))
+oracle = with_gradients(reference.deformable_attention, SHAPES)
+
+
+def form_with_gradients(form, shapes=SHAPES, **options):
+    """As `with_gradients`, of one form's own two functions."""
+    forward, backward = (partial(f, level_shapes=shapes, **options) for f in (form.forward, form.backward))
+    return jax.jit(lambda *args: (forward(*args[:3]), *backward(*args)))
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def kernel(request):
+    return form_with_gradients(FORMS[request.param], interpret=True)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_the_oracle_with_gradients(kernel, seed):
+    args = arguments(seed, SHAPES)
+    assert_equal_to_rounding(kernel(*args), oracle(*args))
+
+
+@pytest.mark.parametrize("place", [-1e30, -2.0, 3.0, 1e30])
+def test_far_points_read_nothing_and_have_no_gradient(kernel, place):
+    value, locations, weights, cotangent = arguments(shapes=SHAPES)
+    for array in kernel(value, jnp.full_like(locations, place), weights, cotangent):
+        assert not np.any(np.asarray(array))
+
+
+def test_equals_xla_where_points_lie_on_cell_centres(kernel):
+    """There reading is continuous but has a corner: every form takes the slope towards the next cell."""
+    value, locations, weights, cotangent = arguments(shapes=SHAPES)
+    sizes = jnp.asarray([(w, h) for h, w in SHAPES], jnp.float32)[:, None]
+    pixels = jnp.round(locations * sizes - 0.5)
+    # Centres whose pixel the rounding of (pixel + ½) / size does not move: what is tested is the corner itself.
+    centres = (pixels + 0.5) / sizes
+    exact = centres * sizes - 0.5 == pixels
+    assert exact.mean() > 0.5
+    centres = jnp.where(exact, centres, 9.0)
+    plain = form_with_gradients(xla)
+    args = (value, centres, weights, cotangent)
+    assert_equal_to_rounding(kernel(*args), plain(*args))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_several_blocks_of_odd_sizes(name, monkeypatch):
+    """One level, one point, a width that is no power of two, and more queries and tokens than a block has."""
+    monkeypatch.setattr(pallas_gpu, "FORWARD_TILE", 64)
+    monkeypatch.setattr(pallas_gpu, "BACKWARD_TILE", 32)
+    monkeypatch.setattr(tpu_layout, "TOKENS", 128)
+    monkeypatch.setattr(tpu_layout, "QUERIES", 128)
+    shapes = ((13, 17),)
+    args = arguments(3, shapes, batch=1, queries=131, heads=3, width=6, points=1)
+    kernel = form_with_gradients(FORMS[name], shapes, interpret=True)
+    assert_equal_to_rounding(kernel(*args), with_gradients(reference.deformable_attention, shapes)(*args))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_bfloat16_rounds_no_more_than_once_a_term(name):
+    """Sums are float32: an error is at most a rounding of each term (TPU: of W) and one of the result."""
+    shapes = ((5, 7),)
+    value, locations, weights, cotangent = arguments(shapes=shapes, batch=1)
+    value, cotangent = value.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16)
+    got = form_with_gradients(FORMS[name], shapes, interpret=True)(value, locations, weights, cotangent)
+    value, cotangent = value.astype(jnp.float32), cotangent.astype(jnp.float32)
+    oracle = with_gradients(reference.deformable_attention, shapes)
+    want = oracle(value, locations, weights, cotangent)
+    sizes = oracle(jnp.abs(value), locations, weights, jnp.abs(cotangent))  # Σ |term|: no share or weight is negative
+    assert [x.dtype for x in got] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    for i in (0, 1):
+        error = np.abs(got[i].astype(jnp.float32) - want[i])
+        assert np.all(error <= 2**-7 * sizes[i] + 1e-6)
+    assert_equal_to_rounding(got[2:], want[2:])
+
+
+MACHINES = {
+    "cpu": AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu"),
+    "cuda": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
+    "tpu": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
+}
+
+
+def lowered(function, args, platform: str) -> str:
+    mesh = AbstractMesh((1,), ("one",), (AxisType.Auto,), abstract_device=MACHINES[platform])
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+def kernels_in(text: str) -> dict[str, int]:
+    triton = text.count("__gpu$xla.gpu.triton") + text.count("triton_kernel_call_ffi")
+    return {"triton": triton, "mosaic": text.count("tpu_custom_call")}
+
+
+@pytest.mark.parametrize(
+    ("platform", "kernels"),
+    [
+        ("cpu", {"triton": 0, "mosaic": 0}),
+        ("cuda", {"triton": 2, "mosaic": 0}),
+        ("tpu", {"triton": 0, "mosaic": 3}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("queries", "width", "points", "dtype"), [(6380, 32, 4, jnp.float32), (901, 24, 16, jnp.bfloat16)]
+)
+def test_each_platform_gets_its_own_form(platform, kernels, queries, width, points, dtype):
+    shapes = ((60, 80), (30, 40), (15, 20), (8, 10))
+    weights = jax.ShapeDtypeStruct((2, queries, 8, 4, points), jnp.float32)
+    args = (
+        jax.ShapeDtypeStruct((2, 6380, 8, width), dtype),
+        jax.ShapeDtypeStruct((*weights.shape, 2), jnp.float32),
+        weights,
+        jax.ShapeDtypeStruct((2, queries, 8 * width), dtype),
+    )
+    assert kernels_in(lowered(with_gradients(deformable_attention, shapes), args, platform)) == kernels
+
+
+@pytest.mark.parametrize(("platform", "kernel", "count"), [("cuda", "triton", 2), ("tpu", "mosaic", 3)])
+def test_kernels_lower_under_vmap(platform, kernel, count):
+    args = [jnp.stack([x, x]) for x in arguments()]
+    assert kernels_in(lowered(jax.vmap(with_gradients(deformable_attention)), args, platform))[kernel] == count
