@@ -6,6 +6,8 @@ A file in configs/ starts from `Config()`'s values as an ml_collections ConfigDi
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,7 +89,10 @@ class ModelConfig:
     generator_dropout: float = 0.1  # on the normalised prompt before T5
     normalise_prompts_at_inference: bool = False  # section 12
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
-    remat: bool = False  # recompute layer activations in the backward pass
+    remat: bool = False  # recompute layer activations in the backward pass: less memory, more time
+    remat_keeps: Literal["nothing", "products"] = (
+        "nothing"  # of a recomputed layer: its input alone, or matrix products
+    )
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DatasetPaths:
-    """One json in LVIS or COCO form and the folder of its images."""
+    """Annotations in any form that docs/data.md has, and the folder of their images (none for a prepared folder)."""
 
     annotations: str = ""
     images: str = ""
+    minival: bool = False  # of LVIS's val only the images of COCO's val2017
+    name_field: str = ""  # field of an annotation that holds its names; empty: a known one, else the category's
+    weight: float = 1.0  # training: how often an epoch shows each image
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,11 @@ class DataConfig:
     name: str = "lvis"  # names the folder of results
     source: Literal["json", "scenes"] = "json"  # scenes: generated on first use into `scenes_dir`
     train: DatasetPaths = field(default_factory=DatasetPaths)
+    mixture: tuple[DatasetPaths, ...] = ()  # more to train on
     eval: DatasetPaths = field(default_factory=DatasetPaths)
-    train_limit: int = 0  # first N training images only; 0 = all
+    held_out: float = 0.1  # share of `train` that is evaluated on instead, where `eval` names no json
+    train_limit: int = 0  # first N images of each training json only; 0 = all
+    max_unreadable: float = 0.01  # share of the training images that may be skipped because they cannot be read
     scenes_dir: str = ""  # empty: the workdir
     scenes_train: int = 4000
     scenes_eval: int = 300
@@ -176,17 +187,40 @@ class InitConfig:
 class TrainConfig:
     steps: int = 300_000
     seed: int = 0
+    accumulate: int = 1  # parts that a batch is cut into, one after the other: the memory of one part
+    ema: float = 0.0  # decay of the moving average of the parameters that is evaluated; 0 = none is kept
     log_every: int = 50  # 0 = only the last step
     checkpoint_every: int = 5000
-    eval_every: int = 0  # 0 = only after the last step
-    keep_checkpoints: int = 3
+    eval_every: int = 0  # 0 = only after the last step; every evaluation has a checkpoint of its step
+    keep_checkpoints: int = 3  # the newest
+    keep_best: str = "AP"  # one more: the best by this metric of the evaluation; empty: only the newest
+    non_finite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
+    replay: str = ""  # --mode=replay: the file of a batch that such a step left in <workdir>/non_finite/
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run, in three axes, and the processes that hold them. Rules: train/sharding.py.
+
+    One of the sizes may be −1: as many as there are devices left. Images are split over `data` × `fsdp`.
+    """
+
+    data: int = -1  # copies of the parameters
+    fsdp: int = 1  # parts in which each copy of the large parameters and of their optimizer state is stored
+    tensor: int = 1  # devices that share the large matrix products of an image; all of one process
+    processes: int = 1  # 0: as the cluster says (TPU pod, SLURM, Open MPI)
+    process: int = 0  # this one's number, where `processes` is given
+    coordinator: str = ""  # host:port of process 0, where `processes` is given
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     batch_size: int = 8
     checkpoint: int = -1  # step to restore; −1 = the newest
-    max_detections: int = 300
+    name_mapping: Literal["exact", "text_encoder"] = "exact"  # from names to classes: section 13
+    text_encoder: str = ""  # folder of CLIP's text tower, from `python -m opendet_jax.weights convert --from clip`
+    alignment_analysis: bool = False  # the paper's section 4.3 and C.1, by a second pass over the images
+    max_detections: int = 0  # boxes of an image that are named and counted, the best; 0 = all, as the paper has it
     nms_iou: float = 0.9  # applied when there are more than 300 queries
     min_score: float = 0.0
     num_beams: int = 3
@@ -214,6 +248,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     init: InitConfig = field(default_factory=InitConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
 
@@ -226,6 +261,11 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def hash(self) -> str:
+        """Twelve letters that stand for every value of the config."""
+        text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_config_dict(self) -> ConfigDict:
         """The same values as an editable ConfigDict, for files in configs/ and for command-line overrides."""
@@ -271,9 +311,14 @@ class Config:
         _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
         for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0)):
             _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
-        for name in ("flip_probability", "crop_probability"):
+        for name in ("flip_probability", "crop_probability", "max_unreadable"):
             value = getattr(data, name)
-            _require(0 <= value <= 1, f"data.{name}", value, "a probability")
+            _require(0 <= value <= 1, f"data.{name}", value, "between 0 and 1")
+        _require(0 <= data.held_out < 1, "data.held_out", data.held_out, "0 (nothing) or a share below 1")
+        weighted = [("train", data.train)] + [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
+        for name, paths in weighted:
+            _require(paths.weight > 0, f"data.{name}.weight", paths.weight, "positive")
+        _require(data.eval.weight == 1, "data.eval.weight", data.eval.weight, "1: every image is evaluated once")
         _require(
             data.text_embeddings != "table" or bool(data.text_table),
             "data.text_table",
@@ -296,14 +341,49 @@ class Config:
         for name in ("log_every", "checkpoint_every", "eval_every"):
             value = getattr(self.train, name)
             _require(value >= 0, f"train.{name}", value, "0 (only at the end) or more")
+        parts = self.train.accumulate
+        _require(
+            parts >= 1 and data.batch_size % parts == 0,
+            "train.accumulate",
+            parts,
+            f"a divisor of data.batch_size = {data.batch_size}",
+        )
+        _require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "0 (none) or a decay below 1")
+        self._validate_mesh()
+        _require(self.train.keep_checkpoints >= 1, "train.keep_checkpoints", self.train.keep_checkpoints, "at least 1")
         _require(self.eval.num_beams >= 1, "eval.num_beams", self.eval.num_beams, "at least 1")
         _require(self.eval.max_new_tokens >= 1, "eval.max_new_tokens", self.eval.max_new_tokens, "at least 1")
         for section, fields in (("eval", self.eval), ("predict", self.predict)):
             _require(0 < fields.nms_iou <= 1, f"{section}.nms_iou", fields.nms_iou, "above 0, at most 1")
             _require(0 <= fields.min_score <= 1, f"{section}.min_score", fields.min_score, "between 0 and 1")
-            _require(fields.max_detections >= 1, f"{section}.max_detections", fields.max_detections, "at least 1")
+        _require(self.eval.max_detections >= 0, "eval.max_detections", self.eval.max_detections, "0 (all) or a number")
+        _require(self.predict.max_detections >= 1, "predict.max_detections", self.predict.max_detections, "at least 1")
+        _require(
+            self.eval.name_mapping != "text_encoder" or bool(self.eval.text_encoder),
+            "eval.text_encoder",
+            self.eval.text_encoder,
+            "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')",
+        )
         for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", self.eval.limit)):
             _require(limit >= 0, name, limit, "0 (all) or a number of images")
+
+    def _validate_mesh(self) -> None:
+        mesh = self.mesh
+        sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+        for name, size in sizes.items():
+            _require(size >= 1 or size == -1, f"mesh.{name}", size, "a number of devices, or −1 for all that are left")
+        _require(
+            list(sizes.values()).count(-1) <= 1, "mesh", tuple(sizes.values()), "of sizes of which one at most is −1"
+        )
+        _require(mesh.processes >= 0, "mesh.processes", mesh.processes, "a number, or 0 for what the cluster says")
+        if mesh.processes > 1:
+            _require(
+                0 <= mesh.process < mesh.processes,
+                "mesh.process",
+                mesh.process,
+                f"this process's number, 0 … {mesh.processes - 1}",
+            )
+            _require(":" in mesh.coordinator, "mesh.coordinator", mesh.coordinator, "host:port of process 0")
 
 
 class ConfigError(InputError):

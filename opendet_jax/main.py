@@ -6,7 +6,9 @@
         --config.predict.inputs='photos/*.jpg'
 
 Any field of the config can be set from the command line: --config.train.steps=1000.
-Running a training command again continues from the newest checkpoint of its workdir.
+Running a training command again continues from the newest checkpoint of its workdir. A step whose loss is not finite
+leaves its batch in <workdir>/non_finite/; --mode=replay --config.train.replay=FILE takes it again and shows where it
+began.
 """
 
 import sys
@@ -18,35 +20,40 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "replay"], "What to do.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: Sequence[str]) -> None:
     from opendet_jax.compilation import enable_cache
-    from opendet_jax.config import Config
+    from opendet_jax.config_files import read_flag
     from opendet_jax.errors import InputError
     from opendet_jax.evaluate.run import evaluate_checkpoint
     from opendet_jax.predict.run import predict_from_config
+    from opendet_jax.processes import join_processes
     from opendet_jax.train.loop import train
+    from opendet_jax.train.replay import replay
 
     logging.set_verbosity(logging.WARNING)
     enable_cache()
-    modes = {"train": train, "eval": evaluate_checkpoint, "predict": predict_from_config}
+    modes = {"train": train, "eval": evaluate_checkpoint, "predict": predict_from_config, "replay": replay}
     try:
-        modes[MODE.value](Config.from_dict(CONFIG.value), Path(str(WORKDIR.value)))
+        config = read_flag(CONFIG)
+        if MODE.value in ("train", "eval"):
+            join_processes(config.mesh)
+        modes[MODE.value](config, Path(str(WORKDIR.value)))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Command-line flags; a config field that does not exist ends the program with the nearest right name."""
+    from opendet_jax.config_files import flag_problem
+
     try:
         return flags.FLAGS(arguments)
-    except (AttributeError, KeyError) as error:
-        sys.exit("error: a --config field does not exist: " + str(error.args[0]).replace("\n", " "))
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError, flags.Error) as error:
+        sys.exit(f"error: {flag_problem(error)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from opendet_jax.config import Config, ConfigError
 
-SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis"]
+SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json"]
 
 
 def shipped(name: str) -> Config:

@@ -54,6 +54,7 @@ def test_every_stage_builds_at_full_size(name):
     layers = config.model.one_to_many_layers + config.model.one_to_one_layers
     assert {f"giou/layer_{n + 1}" for n in range(layers)} < set(terms)
     assert {"naming", "text_denoising", f"distillation/layer_{layers}", "total"} < set(terms)
+    assert terms.pop("refused").dtype == jnp.int32  # a count
     assert all(term.shape == () and term.dtype == jnp.float32 for term in terms.values())
 
     params = {"params": state.params}

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.ops.assignment import assign
 from opendet_jax.ops.boxes import giou, to_corners
+from opendet_jax.ops.devices import on_each_device
 
 LOG_EPS = 1e-8
 
@@ -96,7 +97,7 @@ def match(predictions: Predictions, targets: Targets, mode: Mode) -> Matches:
         of_query = of_query.at[slots].set(jnp.tile(jnp.arange(num_objects), mode.copies), mode="drop")
         return query.reshape(mode.copies, num_objects), of_query
 
-    over_images = jax.vmap(one_image)
-    over_layers = jax.vmap(over_images, in_axes=(0, None, None))
-    query, of_query = over_layers(jax.lax.stop_gradient(predictions), targets.boxes, targets.valid)
-    return Matches(query=query, object=of_query)
+    over_layers = jax.vmap(one_image, in_axes=(0, None, None))
+    images_first = jax.tree.map(lambda x: jax.lax.stop_gradient(x).swapaxes(0, 1), predictions)
+    query, of_query = on_each_device(jax.vmap(over_layers), images_first, targets.boxes, targets.valid)
+    return Matches(query=query.swapaxes(0, 1), object=of_query.swapaxes(0, 1))

@@ -42,7 +42,6 @@ def training_losses(
     model: ModelConfig,
     ablation: Ablation,
     config: LossConfig,
-    shards: int = 1,
 ) -> tuple[Float[Array, ""], LossTerms]:
     """(total, terms). Terms are not weighted; their names are "<term>/<set>", "naming", "text_denoising" and "total".
 
@@ -52,9 +51,9 @@ def training_losses(
       training: what the model computed.
       objects: the named boxes; padded slots influence nothing.
       noise: random numbers of text denoising.
-      token_losses: the language model, (prompts [R, E], tokens [R, T], key) → negative log-likelihoods [R, T].
-      key: for its dropout.
-      shards: devices over which the batch is split, so that the language model's rows stay on theirs.
+      token_losses: the language model, (prompts [R, E], tokens [R, T], keys [R]) → negative log-likelihoods [R, T];
+        its parameters are bound to it as ops/chunks.py has it.
+      key: for its dropout: each row gets a key of its own, wherever it is computed.
     """
     targets = clean_targets(objects)
     count = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
@@ -72,7 +71,7 @@ def training_losses(
     terms |= _per_set(names, _detection_terms(predictions, matched, targets, groups * count, ablation))
     if ablation.distiller:
         terms |= _distillation_terms(training, targets, one_to_one, matched)
-    terms |= _language_terms(training, targets, one_to_one, noise, token_losses, key, ablation, config, shards)
+    terms |= _language_terms(training, targets, one_to_one, noise, token_losses, key, ablation, config)
 
     total = sum((WEIGHTS[name.split("/")[0]] * term for name, term in terms.items()), jnp.float32(0.0))
     return total, terms | {"total": total}
@@ -169,7 +168,6 @@ def _language_terms(
     key: PRNGKeyArray,
     ablation: Ablation,
     config: LossConfig,
-    shards: int,
 ) -> LossTerms:
     """Naming the matched queries and, in the same pass through the language model, text denoising."""
     prompts, matches = _prompted(training, one_to_one)
@@ -181,18 +179,18 @@ def _language_terms(
     real = (query >= 0).swapaxes(0, 1).reshape(batch, -1)
     tokens = jnp.tile(targets.tokens, (1, layers, 1))
     if not ablation.text_denoising:
-        losses = real_token_losses(token_losses, rows, tokens, real, key, shards)
+        losses = real_token_losses(token_losses, rows, tokens, real, jax.random.split(key, real.shape))
         return {"naming": naming_loss(losses, tokens, real)}
 
     sigma = text_sigma(targets.texts, targets.valid, config.text_noise_sigma)
     noisy = noisy_texts(targets.texts, noise, sigma, config.text_noise_probability)
+    every = jnp.concatenate([real, targets.valid], axis=1)
     losses = real_token_losses(
         token_losses,
         jnp.concatenate([rows, noisy], axis=1),
         jnp.concatenate([tokens, targets.tokens], axis=1),
-        jnp.concatenate([real, targets.valid], axis=1),
-        key,
-        shards,
+        every,
+        jax.random.split(key, every.shape),
     )
     named = rows.shape[1]
     return {

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key
 
 from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.beam_search import START, beam_search
@@ -46,36 +47,58 @@ class NameGenerator(nn.Module):
         self.dropout = nn.Dropout(config.generator_dropout)
 
     def token_losses(
-        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
+        self,
+        prompts: Float[Array, "R E"],
+        tokens: Int[Array, "R T"],
+        deterministic: bool,
+        keys: Key[Array, "R"] | None = None,
     ) -> Float[Array, "R T"]:
         """Negative log-likelihood of each token of the names; 0 on padding.
 
         Prompts are normalised here. A name ends with </s> = 1 and is padded with 0; a row of padding only is no
-        object, and its prompt influences nothing.
+        object, and its prompt influences nothing. `keys`: each row's dropout (unless `deterministic`), so that it is
+        the same whatever rows it is computed with; None: keys of the stream "dropout".
         """
         real = tokens != START
-        prompts = jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0)
-        prompts = self.dropout(normalise(prompts), deterministic=deterministic)
-        hidden = self._hidden(prompts, tokens, deterministic)
+        prompts = normalise(jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0))
+        if deterministic:
+            hidden = self._hidden(prompts, tokens, True)
+        else:
+            keys = jax.random.split(self.make_rng("dropout"), len(prompts)) if keys is None else keys
+            hidden = self._dropped_out(prompts, tokens, keys)
         if self.is_initializing():
             self.t5.head(hidden)
         return self._head_losses(hidden, tokens)
+
+    def _dropped_out(
+        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], keys: Key[Array, "R"]
+    ) -> Float[Array, "R T E"]:
+        """`_hidden` with dropout, row by row."""
+        generator, variables = self.unbind()
+
+        def one_row(prompt, tokens, key) -> Any:
+            rngs = {"dropout": key}
+            return generator.apply(variables, prompt[None], tokens[None], rngs=rngs, method=NameGenerator._with_dropout)
+
+        return jax.vmap(one_row)(prompts, tokens, keys)[:, 0]
+
+    def _with_dropout(self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
+        return self._hidden(self.dropout(prompts, deterministic=False), tokens, False)
 
     def _head_losses(self, hidden: Float[Array, "R T E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T"]:
         """−log p of each real token. Names are short: the head, V wide, sees the real tokens alone, chunk by chunk."""
         t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
 
-        def losses(hidden, tokens, key):
+        def losses(variables, hidden, tokens, _):
             logits: Any = t5.apply(variables, hidden, method=T5.head)
             return nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, tokens, axis=-1)
 
         flat = tokens.reshape(1, -1)
         found = real_token_losses(
-            losses,
+            Partial(losses, variables),
             hidden.reshape(1, flat.size, -1),
             flat[..., None],
             flat != START,
-            jax.random.key(0),  # the head has no dropout
             chunk=HEAD_CHUNK,
         )
         return found.reshape(tokens.shape)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from opendet_jax.batch import Images, Objects
 from opendet_jax.config import Ablation, ModelConfig
@@ -46,6 +46,14 @@ class Detected:
     queries: Queries
     decoded: Decoded  # K = Q
     prompts: Float[Array, "B Q E"]
+
+
+@struct.dataclass
+class Agreement:
+    """How well the last layer's queries agree with the texts of their image: Eq. 2."""
+
+    cosine: Float[Array, "B Q G"]  # its first term: of the query, brought to E numbers, and the text
+    logits: Float[Array, "B Q G"]  # S
 
 
 @struct.dataclass
@@ -86,11 +94,21 @@ class OpenDet(nn.Module):
 
     def detect(self, images: Images) -> Detected:
         """Where the objects are, and a VL-prompt for each, from which `generate` makes its names."""
+        return self._detect(images)[0]
+
+    def detect_and_align(self, images: Images, texts: Float[Array, "B G E"]) -> tuple[Detected, Agreement]:
+        """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
+        detected, memory = self._detect(images)
+        hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
+        cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
+        return detected, Agreement(cosine=cosine, logits=logits)
+
+    def _detect(self, images: Images) -> tuple[Detected, Memory]:
         features, memory, queries = self.look(images, deterministic=True)
         sees = jnp.broadcast_to(queries.valid[:, None], (*queries.valid.shape, queries.valid.shape[1]))
         decoded = self.decoder(queries.content, queries.boxes, memory, sees)
         prompts = self.distiller(decoded.hidden[-1], decoded.boxes[-1], features, memory, deterministic=True)
-        return Detected(queries=queries, decoded=decoded, prompts=prompts.language)
+        return Detected(queries=queries, decoded=decoded, prompts=prompts.language), memory
 
     def __call__(self, images: Images, objects: Objects, randoms: DenoisingRandoms, deterministic: bool) -> Training:
         """The training pass. Losses: opendet_jax/losses. Random streams: "dropout", unless `deterministic`."""
@@ -149,10 +167,17 @@ class OpenDet(nn.Module):
         return jax.tree.map(lambda p: jnp.stack(jnp.split(p, layers, axis=1)), prompts)
 
     def token_losses(
-        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
+        self,
+        prompts: Float[Array, "R E"],
+        tokens: Int[Array, "R T"],
+        deterministic: bool,
+        keys: Key[Array, "R"] | None = None,
     ) -> Float[Array, "R T"]:
-        """Negative log-likelihood of each token of the names, given the prompts; 0 on padding."""
-        return self.name_generator.token_losses(prompts, tokens, deterministic)
+        """Negative log-likelihood of each token of the names, given the prompts; 0 on padding.
+
+        `keys`: each row's randomness, unless `deterministic`; None: that of the stream "dropout".
+        """
+        return self.name_generator.token_losses(prompts, tokens, deterministic, keys)
 
     def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
         """Names of R prompts by beam search, the best first."""

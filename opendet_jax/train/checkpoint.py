@@ -1,94 +1,251 @@
-"""Checkpoints by Orbax: parameters, optimizer state, the data iterator's state and the config that made them."""
+"""Checkpoints by Orbax: everything a run needs to go on as if it had never stopped.
 
-import json
+An item each: parameters, optimizer state, the data iterator's state, the config, and a note of the run: step, key of
+the random numbers, hash of the config. intact.py says what makes a checkpoint complete and undamaged.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 
+from opendet_jax import intact
 from opendet_jax.config import Config
-from opendet_jax.errors import InputError
+from opendet_jax.intact import DamagedError
+from opendet_jax.train.same_config import CheckpointError, check_same
 from opendet_jax.train.state import TrainState
-from opendet_jax.weights.folder import CHECKPOINTS, read, steps
+from opendet_jax.weights.folder import CHECKPOINTS, read
 
-# Fields that shape the parameters or the meaning of a name's tokens: a checkpoint fits only a config that agrees.
-BINDING_SECTIONS = ("model", "ablation")
-BINDING_DATA = ("tokenizer", "text_embeddings")
-# Fields of the model that evaluation may choose anew: which queries are kept, what enters T5, how numbers are computed.
-CHOSEN_IN_EVALUATION = frozenset(
-    f"model.{name}"
-    for name in (
-        *("max_queries", "min_queries", "score_threshold", "query_fill"),
-        *("normalise_prompts_at_inference", "dtype", "remat"),
-    )
-)
+IteratorState = dict[str, Any]
+INFERENCE = ("params", "average", "config")  # the items that a trained model consists of
 
 
-class CheckpointError(InputError):
-    """A checkpoint that is missing, or that another config made."""
+class SaveError(CheckpointError):
+    """A checkpoint that could not be written."""
+
+
+class _Preserve(ocp.checkpoint_managers.PreservationPolicy):
+    """Orbax's question which checkpoints stay, asked after each new one is complete."""
+
+    def __init__(self, kept: Callable[[list[int]], Collection[int]]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints, *, context):
+        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saving is asynchronous and atomic; `close` waits for it."""
+    """The checkpoints of one workdir. Saving is asynchronous and atomic; `wait` and `close` wait for it.
 
-    def __init__(self, workdir: Path, config: Config, keep: int | None = None):
-        self.folder = workdir / CHECKPOINTS
+    In a run of several processes each method is called by all.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        kept: Callable[[list[int]], Collection[int]] = list,
+        read_only: bool = False,
+    ):
+        """Reports saves that were cut off and, unless `read_only`, removes what they left.
+
+        `kept`: which of the steps stay when a new one is complete; by default all.
+        Raises CheckpointError where the folder cannot be used.
+        """
+        self.folder = (workdir / CHECKPOINTS).absolute()
         self.config = config
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
-                "iterator": ocp.JsonCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
-            },
-        )
+        self._saving = -1
+        try:
+            if jax.process_index() == 0 and not read_only:
+                self._prepare()
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    create=not read_only,
+                    preservation_policy=_Preserve(kept),
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._add_manifest),
+                ),
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "opt_state": ocp.StandardCheckpointHandler(),
+                    "average": ocp.StandardCheckpointHandler(),
+                    "iterator": ocp.JsonCheckpointHandler(),
+                    "config": ocp.JsonCheckpointHandler(),
+                    intact.NOTE: ocp.JsonCheckpointHandler(),
+                },
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be used: {error.strerror or error}") from error
 
-    @property
-    def newest(self) -> int | None:
-        return self._manager.latest_step()
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass  # better now than after the first hours
+        for path in intact.unfinished(self.folder):
+            logging.warning("%s: a save that was cut off; ignored and removed", path)
+            shutil.rmtree(path)
 
-    def save(self, state: TrainState, iterator_state: dict[str, Any]) -> None:
+    def _add_manifest(self) -> None:
+        """Called in Orbax's own thread when every file is written, just before the checkpoint gets its name."""
+        intact.write_manifest(intact.unfinished_folder(self.folder, self._saving))
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, rising."""
+        return list(self._manager.all_steps())
+
+    def save(self, state: TrainState, iterator_state: IteratorState) -> None:
+        """Begins to save; returns when the state may change again. A step that is saved already stays as it is.
+
+        Raises SaveError, also for the save before this one.
+        """
+        self.wait()
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                iterator=ocp.args.JsonSave(iterator_state),
-                config=ocp.args.JsonSave(self.config.to_dict()),
-            ),
+        self._saving = step
+        note = {
+            "step": step,
+            "refused": int(state.refused),
+            "config_hash": self.config.hash(),
+            "prng": _prng(self.config),
+        }
+        averages = {} if state.average is None else {"average": ocp.args.StandardSave(state.average)}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            **averages,
+            iterator=ocp.args.JsonSave(iterator_state),
+            config=ocp.args.JsonSave(self.config.to_dict()),
+            **{intact.NOTE: ocp.args.JsonSave(note)},
         )
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:  # which one depends on the file system and on where Orbax meets it
+            raise self._failed(error) from error
 
-    def restore(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    def _failed(self, error: Exception) -> SaveError:
+        complete = [step for step in intact.steps(self.folder) if step != self._saving]
+        newest = f"the newest complete one is of step {complete[-1]}" if complete else "there is no complete one"
+        return SaveError(f"{self.folder}: cannot save the checkpoint of step {self._saving}: {_cause(error)}; {newest}")
+
+    def check(self) -> None:
+        """Raises SaveError where a save has failed in the meantime; does not wait for one that goes on."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until what was saved is complete. Raises SaveError."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def restore_newest(self, template: TrainState) -> tuple[TrainState, IteratorState] | None:
+        """What `restore` gives for the newest undamaged checkpoint; None where there is no checkpoint at all.
+
+        Damaged ones are reported and set aside under another name.
+        Raises CheckpointError where all are damaged, and as `restore` does.
+        """
+        step, damaged = _from_first_process(*(self._set_damaged_aside() if jax.process_index() == 0 else (-1, 0)))
+        self._manager.reload()
+        if step >= 0:
+            return self._restore(template, step)
+        if damaged:
+            raise CheckpointError(f"{self.folder}: every checkpoint is damaged; another workdir starts anew")
+        return None
+
+    def _set_damaged_aside(self) -> tuple[int, int]:
+        """(the newest undamaged step or −1, the number of damaged ones that are newer)."""
+        newest, problems = intact.newest_intact(self.folder)
+        for problem, step in zip(problems, reversed(intact.steps(self.folder)), strict=False):
+            place = intact.set_aside(self.folder / str(step))
+            logging.warning("%s; falling back to the checkpoint before it; the damaged one is now %s", problem, place)
+        return -1 if newest is None else newest, len(problems)
+
+    def restore(self, template: TrainState, step: int) -> tuple[TrainState, IteratorState]:
         """The state saved at `step`, with the template's shapes and shardings, and the data iterator's state.
 
         Raises:
-            CheckpointError: another config made it (every field that differs is named).
+            CheckpointError: it is missing, damaged, holds only weights, or another config made it (every field that
+                differs is named).
         """
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        check_same(saved, self.config, self.folder / str(step))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(template.params)),
-                opt_state=ocp.args.StandardRestore(_abstract(template.opt_state)),
-                iterator=ocp.args.JsonRestore(),
-            ),
+        return self._restore(template, find(self.folder.parent, step, items=()))
+
+    def _restore(self, template: TrainState, step: int) -> tuple[TrainState, IteratorState]:
+        where = self.folder / str(step)
+        if not (where / "opt_state").is_dir():
+            raise CheckpointError(
+                f"{where}: holds weights, not a run that can go on; begin one in another workdir, "
+                f"with --config.init.model={self.folder.parent}"
+            )
+        saved = self._items(where, config=ocp.args.JsonRestore())["config"]
+        check_same(saved, self.config, where)
+        note = self._items(where, **{intact.NOTE: ocp.args.JsonRestore()})[intact.NOTE] if has_note(where) else {}
+        if note and note["prng"] != _prng(self.config):
+            raise CheckpointError(f"{where}: its random numbers are {note['prng']}, not {_prng(self.config)}")
+        trees = {"params": template.params, "opt_state": template.opt_state, "average": template.average}
+        items = self._items(
+            where,
+            **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in trees.items() if tree is not None},
+            iterator=ocp.args.JsonRestore(),
         )
-        counter = jax.device_put(jnp.asarray(step, jnp.int32), template.step.sharding)
-        return TrainState(counter, restored["params"], restored["opt_state"]), restored["iterator"]
+        refused = note.get("refused", 0) if self.config.train.non_finite == "skip" else 0
+        state = replace(
+            template,
+            step=jax.device_put(np.int32(step), template.step.sharding),
+            params=items["params"],
+            opt_state=items["opt_state"],
+            average=None if template.average is None else items["average"],
+            refused=jax.device_put(np.int32(refused), template.refused.sharding),
+        )
+        return state, items["iterator"]
 
-    def wait(self) -> None:
-        self._manager.wait_until_finished()
+    def _items(self, where: Path, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(int(where.name), args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError, TypeError) as error:  # what Orbax makes of files it cannot use
+            raise CheckpointError(f"{where}: cannot be read: {_cause(error)}") from error
 
-    def close(self) -> None:
-        self._manager.close()
+
+def has_note(checkpoint: Path) -> bool:
+    """Not so in checkpoints of earlier versions."""
+    return (checkpoint / intact.NOTE).is_dir()
+
+
+def _prng(config: Config) -> dict[str, Any]:
+    """The key that all randomness of a run comes from, and its generator."""
+    key = jax.random.key(config.train.seed)
+    return {"generator": str(jax.random.key_impl(key)), "key": np.asarray(jax.random.key_data(key)).tolist()}
+
+
+def _from_first_process(*numbers: int) -> list[int]:
+    """The first process's numbers, in every process."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32))).tolist()
+
+
+def _cause(error: BaseException) -> str:
+    """One line of what is at the bottom of Orbax's errors."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]", text)
+    return system[1] if system else text[:200]
 
 
 def _abstract(tree: Any) -> Any:
@@ -96,43 +253,30 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            fields.update(_flat(value, f"{prefix}{key}."))
-        else:
-            fields[prefix + key] = value
-    return fields
+def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> int:
+    """The newest step whose `items` are undamaged (−1), or `step` itself.
 
-
-def check_same(saved: dict[str, Any], config: Config, where: Path, free: frozenset[str] = frozenset()) -> None:
-    """Raises CheckpointError listing every binding field, but for those `free`, in which the configs differ."""
-
-    def binding(values: dict[str, Any]) -> dict[str, Any]:
-        parts = {name: values[name] for name in BINDING_SECTIONS}
-        parts["data"] = {name: values["data"][name] for name in BINDING_DATA}
-        return _flat(json.loads(json.dumps(parts)))  # tuples become lists, as in the saved json
-
-    old, new = binding(saved), binding(config.to_dict())
-    lines = [
-        f"  {name}: checkpoint {old.get(name, '(absent)')!r}, config {new.get(name, '(absent)')!r}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in free and old.get(name) != new.get(name)
-    ]
-    if lines:
-        raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))
-
-
-def find(workdir: Path, step: int = -1) -> int:
-    """The newest step (−1), or `step` itself. Raises CheckpointError naming the folder and the steps that are there."""
-    folder, found = workdir / CHECKPOINTS, steps(workdir)
+    Raises:
+        CheckpointError: there is none, or that of `step` is missing (those that are there are named) or damaged.
+    """
+    folder, found = workdir / CHECKPOINTS, intact.steps(workdir / CHECKPOINTS)
+    for path in intact.unfinished(folder):
+        logging.warning("%s: a save that goes on, or was cut off; ignored", path)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
     if step < 0:
-        return found[-1]
+        newest, problems = intact.newest_intact(folder, items)
+        for problem in problems:
+            logging.warning("%s; falling back to the checkpoint before it", problem)
+        if newest is None:
+            raise CheckpointError(f"{folder}: every checkpoint is damaged")
+        return newest
     if step not in found:
         raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
+    try:
+        intact.verify(folder / str(step), items)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from error
     return step
 
 
@@ -140,9 +284,12 @@ def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any]
     """(config, parameters, step) of a checkpoint, for inference: the newest, or the one of `step`.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint, or it is damaged.
     """
     workdir = Path(workdir)
     step = find(workdir, step)
-    saved, params = read(workdir, step)
+    try:
+        saved, params = read(workdir, step)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{workdir / CHECKPOINTS / str(step)}: cannot be read: {_cause(error)}") from error
     return Config.from_dict(saved), params, step

@@ -10,13 +10,18 @@ from opendet_jax.train.metrics import read_metrics
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Reads metrics.jsonl and writes a png. Logarithmic in the loss, so that the fall of small terms shows too."""
+    """Reads metrics.jsonl and writes a png. Logarithmic in the loss, so that the fall of small terms shows too.
+
+    A term that is never above zero has no panel.
+    """
     rows = read_metrics(metrics)
     steps = [row["step"] for row in rows]
     panels: dict[str, list[str]] = defaultdict(list)
-    for name in rows[-1]:
-        if name != "step":
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name != "step" and any(row.get(name, 0) > 0 for row in rows):
             panels[name.split("/")[0]].append(name)
+    if not panels:
+        return
     columns = 3
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 3.2 * lines), layout="constrained")

@@ -1,31 +1,77 @@
-"""Loss curves on disk: one json object a logged step, and the same numbers for TensorBoard."""
+"""What a run measures, on disk: one json object a logged step or evaluation, and the same numbers for TensorBoard."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from opendet_jax.errors import InputError
+from opendet_jax.files import replacing
+
+METRICS, EVALUATIONS, TENSORBOARD = "metrics.jsonl", "evaluations.jsonl", "tensorboard"
+
+Row = dict[str, int | float]
+
+
+class LogError(InputError):
+    """A log that cannot be written."""
+
 
 class MetricsLog:
-    """Appends to `workdir/metrics.jsonl`. Lines after `last_step` (of a run that was cut off) are dropped first."""
+    """Appends to `workdir/metrics.jsonl` and `workdir/evaluations.jsonl`.
+
+    Lines after `last_step` (of a run that was cut off) are dropped first. Raises LogError, here and when it writes.
+    """
 
     def __init__(self, workdir: Path, last_step: int):
-        self.path = workdir / "metrics.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= last_step]
-        if kept != lines:
-            self.path.write_text("".join(line + "\n" for line in kept))
-        self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+        self._metrics, self._evaluations = workdir / METRICS, workdir / EVALUATIONS
+        self._events = workdir / TENSORBOARD
+        try:
+            for path in (self._metrics, self._evaluations):
+                _keep_lines(path, lambda step: step <= last_step)
+            self._tensorboard = SummaryWriter(str(self._events), purge_step=last_step + 1)
+        except OSError as error:
+            raise LogError(f"{error.filename or workdir}: cannot be written: {error.strerror}") from error
 
     def write(self, step: int, values: Mapping[str, int | float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        """The loss terms of a step. One that is not finite (its update was skipped) is left out."""
+        self._append(self._metrics, step, {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The numbers of an evaluation, in place of those of an earlier one of the same step."""
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "step"}
+        try:
+            _keep_lines(self._evaluations, lambda earlier: earlier != step)
+        except OSError as error:
+            raise LogError(f"{self._evaluations}: cannot be written: {error.strerror}") from error
+        self._append(self._evaluations, step, numbers, "eval/")
+
+    def _append(self, path: Path, step: int, values: Mapping[str, int | float], prefix: str = "") -> None:
+        if not path.exists() or not self._events.is_dir():
+            gone = self._events if path.exists() else path
+            raise LogError(f"{gone}: is gone; something removed it during training")
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            for name, value in values.items():
+                self._tensorboard.add_scalar(prefix + name, value, step)
+        except OSError as error:
+            raise LogError(f"{path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        self.tensorboard.close()
+        self._tensorboard.close()
+
+
+def _keep_lines(path: Path, kept: Callable[[int | float], bool]) -> None:
+    """Leaves the lines of steps that are `kept`; makes the file where there is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    good = [line for line in lines if kept(_step_of(line))]
+    if good != lines or not path.exists():
+        with replacing(path) as part:
+            part.write_text("".join(line + "\n" for line in good))
 
 
 def _step_of(line: str) -> int | float:
@@ -33,8 +79,16 @@ def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
 
 
-def read_metrics(path: Path) -> list[dict[str, int | float]]:
+def read_metrics(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def best_step(workdir: Path, metric: str, steps: list[int]) -> int | None:
+    """Of these steps the one whose evaluation has the largest `metric`, the latest of several; None: none has any."""
+    path = workdir / EVALUATIONS
+    rows = read_metrics(path) if path.exists() else []
+    scores = [(row[metric], row["step"]) for row in rows if metric in row and row["step"] in steps]
+    return int(max(scores)[1]) if scores else None

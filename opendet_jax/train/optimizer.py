@@ -111,3 +111,13 @@ def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.Gradien
         labels,
     )
     return optax.chain(unfrozen, optax.clip_by_global_norm(config.clip_norm), updates)
+
+
+def describe_rates(config: OptimizerConfig) -> str:
+    """The learning rates and when they change, in a line."""
+    rates = {"detector": config.detector_rate, "backbone": config.backbone_rate, "generator": config.generator_rate}
+    line = "learning rates " + ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    line += f", rising over the first {config.warmup_steps} steps" if config.warmup_steps else ""
+    if config.decay_steps:
+        line += f", a tenth from step {' and '.join(f'{step:,}' for step in config.decay_steps)} on"
+    return line

@@ -1,11 +1,15 @@
 """One optimizer step, pure: (state, batch) → (state, loss terms)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
 
 from opendet_jax.batch import Batch
 from opendet_jax.config import Config
@@ -13,6 +17,10 @@ from opendet_jax.losses.naming import draw_text_noise
 from opendet_jax.losses.total import training_losses
 from opendet_jax.model.denoising import denoising_slots, draw_randoms
 from opendet_jax.model.opendet import OpenDet
+from opendet_jax.train.accumulate import accumulated
+from opendet_jax.train.finite import keep_finite
+from opendet_jax.train.mesh import by_example, replicated
+from opendet_jax.train.sharding import gathered, partition, stored
 from opendet_jax.train.state import TrainState
 
 Terms = dict[str, Float[Array, ""]]
@@ -30,31 +38,77 @@ def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[A
             {"params": params}, images, objects, randoms, deterministic=False, rngs={"dropout": dropout_key}
         )
 
-        def token_losses(prompts, tokens, key) -> Any:
+        def token_losses(params, prompts, tokens, keys) -> Any:
             return model.apply(
-                {"params": params}, prompts, tokens, deterministic=False, rngs={"dropout": key}, method="token_losses"
+                {"params": params}, prompts, tokens, deterministic=False, keys=keys, method="token_losses"
             )
 
+        language_model = Partial(token_losses, {"name_generator": params["name_generator"]})
         noise = draw_text_noise(text_key, objects.texts.shape)
         return training_losses(
-            training, objects, noise, token_losses, naming_key, config.model, config.ablation, config.loss
+            training, objects, noise, language_model, naming_key, config.model, config.ablation, config.loss
         )
 
     return loss
 
 
+def step_gradients(model: OpenDet, config: Config) -> Callable[..., tuple[Terms, Any]]:
+    """(params, batch, step) → (loss terms, gradients) of the step that is taken after `step` others.
+
+    Its randomness depends only on (train.seed, step), not on the devices that share the work.
+    """
+    gradient = jax.value_and_grad(loss_function(model, config), has_aux=True)
+
+    def of_part(params, batch: Batch, key) -> tuple[Terms, Any]:
+        (_, terms), grads = gradient(params, batch, key)
+        return terms, stored(grads)
+
+    of_batch = accumulated(of_part, config.train.accumulate)
+
+    def gradients(params, batch: Batch, step) -> tuple[Terms, Any]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), step)
+        terms, grads = of_batch(gathered(params), batch, key)
+        return terms | {"gradient_norm": optax.tree.norm(grads)}, grads
+
+    return gradients
+
+
 def make_train_step(
     model: OpenDet, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Terms]]:
-    """The step to jit. Its randomness depends only on (train.seed, step)."""
-    gradient = jax.value_and_grad(loss_function(model, config), has_aux=True)
+    """The step to jit. An update that is not finite is refused (finite.py)."""
+    gradients = step_gradients(model, config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        (total, terms), grads = gradient(state.params, batch, key)
+        terms, grads = gradients(state.params, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        terms = {"total": total, **terms, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), terms
+        terms["update_norm"] = optax.tree.norm(updates)
+        average = moving_average(state.average, params, state.step, config.train.ema)
+        new = replace(state, step=state.step + 1, params=params, opt_state=opt_state, average=average)
+        return keep_finite(state, new, terms, config.train.non_finite)
 
     return train_step
+
+
+def moving_average(average: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
+    """`average` one step on, None where none is kept. Early steps forget faster: little of the start is left."""
+    if average is None:
+        return None
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: old + (1.0 - decay_now) * (new - old), average, params)
+
+
+def jit_step(step: Callable[[TrainState, Batch], tuple[TrainState, Terms]], state: Any, mesh: Mesh) -> Any:
+    """The step as one program over the mesh: state and batch lie where they belong before and after it.
+
+    `state`: a TrainState of arrays or of shapes. The state that is given to the program is used up. Call (or lower) it
+    under `jax.set_mesh(mesh)`.
+    """
+    where = partition(state, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(where, by_example(mesh)),
+        out_shardings=(where, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from opendet_jax import intact
 from opendet_jax.files import replacing
 from opendet_jax.weights import folder as folders
 from opendet_jax.weights.convert import LICENCES, convert, export, merged
@@ -53,7 +54,7 @@ def parameter_count(params: Mapping[str, Any]) -> int:
 def inspect_command(name: str, every: bool) -> None:
     """Prints a table of modules (or, with `every`, of tensors) with shapes, numbers and bytes."""
     path = Path(name)
-    if folders.steps(path):
+    if intact.steps(path / folders.CHECKPOINTS):
         note = folders.read_note(path)
         arrays = flat(folders.load(path, note["kind"]).params)
         for key, value in note.items():

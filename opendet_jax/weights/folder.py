@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
+from opendet_jax import intact
 from opendet_jax.files import write_json
 from opendet_jax.weights.rules import WeightsError
 
@@ -31,7 +33,11 @@ def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         (folder / CHECKPOINTS).absolute(),
         options=ocp.CheckpointManagerOptions(create=create),
-        item_handlers={"params": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()},
+        item_handlers={
+            "params": ocp.StandardCheckpointHandler(),
+            "average": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        },
     )
 
 
@@ -51,26 +57,30 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any]) -> None:
                 params=ocp.args.StandardSave(converted.params), config=ocp.args.JsonSave(dict(converted.config))
             ),
         )
+    intact.write_manifest(folder / CHECKPOINTS / str(STEP))
     write_json(folder / NOTE, {"kind": converted.kind, **note})
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in a folder, rising."""
-    checkpoints = folder / CHECKPOINTS
-    return sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()) if checkpoints.is_dir() else []
-
-
 def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(config, parameters) of a checkpoint, on the first device."""
+    """(config, parameters) of a checkpoint, on the first device: their moving average, where training kept one."""
+    item = "average" if (folder / CHECKPOINTS / str(step) / "average").is_dir() else "params"
     with _manager(folder, create=False) as manager:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        metadata = manager.item_metadata(step)["params"]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        metadata = manager.item_metadata(step)[item]
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
         restored = manager.restore(
             step,
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(template), config=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(**{item: ocp.args.StandardRestore(template)}, config=ocp.args.JsonRestore()),
         )
-    return restored["config"], restored["params"]
+    return restored["config"], restored[item]
+
+
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind."""
+    _require_kind(folder, kind)
+    with _manager(folder, create=False) as manager:
+        restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+    return restored["config"]
 
 
 def load(folder: Path, kind: str) -> Converted:
@@ -78,10 +88,24 @@ def load(folder: Path, kind: str) -> Converted:
 
     Raises WeightsError where there is nothing of that kind.
     """
+    _require_kind(folder, kind)
+    return Converted(kind, *read(folder, _newest(folder, "params", "average", "config")))
+
+
+def _newest(folder: Path, *items: str) -> int:
+    """The newest step whose items are undamaged. Damaged ones are reported; raises WeightsError where all are."""
+    step, problems = intact.newest_intact(folder / CHECKPOINTS, items)
+    for problem in problems:
+        logging.warning("%s", problem)
+    if step is None:
+        raise WeightsError(f"{folder}: what it holds is damaged")
+    return step
+
+
+def _require_kind(folder: Path, kind: str) -> None:
     note = read_note(folder)
     if note["kind"] != kind:
         raise WeightsError(f"{folder}: holds weights of kind {note['kind']!r}, not {kind!r}")
-    return Converted(kind, *read(folder, steps(folder)[-1]))
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -89,7 +113,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
     Raises WeightsError where there are no weights.
     """
-    if not steps(folder):
+    if not intact.steps(folder / CHECKPOINTS):
         raise WeightsError(f"{folder}: holds no converted weights; python -m opendet_jax.weights convert makes them")
     path = folder / NOTE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"kind": "opendet"}

@@ -24,7 +24,7 @@ FREE = {
         "lora_scale",
     ),
     *("max_queries", "min_queries", "score_threshold", "query_fill", "denoising_queries"),
-    *("normalise_prompts_at_inference", "dtype", "remat"),
+    *("normalise_prompts_at_inference", "dtype", "remat", "remat_keeps"),
 }
 
 
@@ -56,7 +56,8 @@ def _part(
         if value != ours.get(name)
     ]
     if differing:
-        raise WeightsError(f"{folder}: is of other sizes than the config\n" + "\n".join(differing))
+        hint = "\nconfigs/coco_json.py takes a whole model's sizes from its folder" if kind == "opendet" else ""
+        raise WeightsError(f"{folder}: is of other sizes than the config\n" + "\n".join(differing) + hint)
     found = {prefix + path: value for path, value in flat(converted.params).items()}
     wrong = [path for path, value in found.items() if path not in leaves or leaves[path].shape != value.shape]
     if wrong:

@@ -1,4 +1,4 @@
-"""Every parameter of a config in text: path, shape, learning-rate group. Regenerate the files with `make golden`."""
+"""Every parameter of a config in text: path, shape, learning-rate group, mesh axes. `make golden` writes the files."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,13 +10,20 @@ from flax.traverse_util import flatten_dict
 from opendet_jax.config import Config
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.train.optimizer import group_of
+from opendet_jax.train.sharding import rule_of
 
 FOLDER = Path(__file__).parent
-CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis")
+CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json")
 
 
 def shipped(name: str) -> Config:
     return Config.from_dict(import_module(f"configs.{name}").get_config())
+
+
+def axes(path: tuple[str, ...]) -> str:
+    """The mesh axis that each dimension is split over (· for none), or "whole"."""
+    rule = rule_of("/".join(path))
+    return "×".join(axis or "·" for axis in rule) or "whole"
 
 
 def table(config: Config) -> str:
@@ -27,7 +34,7 @@ def table(config: Config) -> str:
     for path, leaf in sorted(params.items()):
         group = group_of(path, config.optimizer, config.ablation)
         sizes[group] = sizes.get(group, 0) + leaf.size
-        lines.append(f"{'/'.join(path)}  {'×'.join(map(str, leaf.shape))}  {group}")
+        lines.append(f"{'/'.join(path)}  {'×'.join(map(str, leaf.shape))}  {group}  {axes(path)}")
     totals = [f"# {group}: {size:,}" for group, size in sorted(sizes.items())]
     return "\n".join([*lines, *totals, f"# all: {sum(sizes.values()):,}"]) + "\n"
 

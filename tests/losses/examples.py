@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig
@@ -115,13 +116,14 @@ def with_predictions(training: Training, p: dict[str, jnp.ndarray]) -> Training:
 
 
 def _loss(arrays, training, objects, noise, ablation):
-    def token_losses(prompts, tokens, key):
-        logits = jnp.einsum("re,tev->rtv", prompts, arrays["weights"])
+    def token_losses(weights, prompts, tokens, keys):
+        logits = jnp.einsum("re,tev->rtv", prompts, weights)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
         return jnp.where(tokens != 0, -chosen, 0.0)
 
     training, key = with_predictions(training, arrays), jax.random.key(0)
-    return training_losses(training, objects, noise, token_losses, key, CONFIG, ablation, LossConfig())
+    language_model = Partial(token_losses, arrays["weights"])
+    return training_losses(training, objects, noise, language_model, key, CONFIG, ablation, LossConfig())
 
 
 _terms = jax.jit(_loss, static_argnums=4)

@@ -99,6 +99,19 @@ def test_detecting_needs_no_training_parts(tiny, tiny_params, tiny_images):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(detected))
 
 
+def test_agreement_is_that_of_the_last_layer(tiny, tiny_params, tiny_images, tiny_objects):
+    def both_ways(model: OpenDet):
+        detected, memory = model._detect(tiny_images)
+        aligned = model.align(detected.decoded, jnp.asarray(tiny_objects.texts), memory, deterministic=True)
+        return detected, aligned[-1], model.detect_and_align(tiny_images, jnp.asarray(tiny_objects.texts))
+
+    want, aligned, (got, agreement) = jax.jit(lambda: OpenDet(tiny).apply({"params": tiny_params}, method=both_ways))()
+    np.testing.assert_allclose(agreement.logits, aligned, atol=1e-6)
+    np.testing.assert_allclose(got.prompts, want.prompts, atol=1e-6)
+    assert (np.abs(agreement.cosine) <= 1 + 1e-6).all()
+    assert np.std(agreement.cosine - agreement.logits) > 1e-3  # the second term
+
+
 def test_an_image_does_not_depend_on_its_batch(tiny, tiny_params, tiny_images):
     detect = jax.jit(lambda images: OpenDet(tiny).apply({"params": tiny_params}, images, method=OpenDet.detect))
     together = detect(tiny_images)

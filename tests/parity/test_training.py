@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.tree_util import Partial
 
 from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig, T5Config
@@ -96,11 +97,12 @@ def step(train_vectors) -> Step:
         variables = {"params": params}
         training = model.apply(variables, images, objects, randoms, deterministic=True)
 
-        def token_losses(prompts, tokens, key):
-            return model.apply(variables, prompts, tokens, deterministic=True, method="token_losses")
+        def token_losses(params, prompts, tokens, keys):
+            return model.apply({"params": params}, prompts, tokens, deterministic=True, method="token_losses")
 
+        language_model = Partial(token_losses, {"name_generator": params["name_generator"]})
         _, terms = training_losses(
-            training, objects, text_noise, token_losses, jax.random.key(0), config, Ablation(), LOSSES
+            training, objects, text_noise, language_model, jax.random.key(0), config, Ablation(), LOSSES
         )
         targets = clean_targets(objects)
         matched = {}

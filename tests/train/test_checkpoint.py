@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import Config
-from opendet_jax.train.checkpoint import (
-    CHOSEN_IN_EVALUATION,
-    CheckpointError,
-    Checkpoints,
-    check_same,
-    restore,
-)
+from opendet_jax.train.checkpoint import Checkpoints, restore
 from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.same_config import CheckpointError, check_same, in_evaluation
 from opendet_jax.train.state import TrainState
 
 
@@ -29,7 +24,7 @@ def state() -> TrainState:
 
 
 def save(workdir, state, config=None) -> None:
-    checkpoints = Checkpoints(workdir, config or Config(), keep=2)
+    checkpoints = Checkpoints(workdir, config or Config(), kept=lambda steps: steps[-2:])
     checkpoints.save(state, {"next_index": 3})
     checkpoints.close()
 
@@ -85,6 +80,6 @@ def test_evaluation_may_choose_what_parameters_do_not_depend_on(tmp_path):
     model = dataclasses.replace(
         config.model, max_queries=300, query_fill="program", normalise_prompts_at_inference=True
     )
-    check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path, CHOSEN_IN_EVALUATION)
+    check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path, in_evaluation)
     with pytest.raises(CheckpointError, match=r"model\.max_queries: checkpoint 900, config 300"):
         check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path)

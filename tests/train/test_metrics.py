@@ -1,9 +1,11 @@
-"""metrics.jsonl: full precision, and no line twice after a restart."""
+"""metrics.jsonl and evaluations.jsonl: full precision, and no line twice after a restart."""
 
 import json
 
+import pytest
+
 from opendet_jax.train.curves import draw_curves
-from opendet_jax.train.metrics import MetricsLog, read_metrics
+from opendet_jax.train.metrics import LogError, MetricsLog, best_step, read_metrics
 
 
 def test_lines_after_the_restored_step_are_dropped(tmp_path):
@@ -22,8 +24,48 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     assert rows[2]["total"] == 0.5
 
 
+def test_only_finite_numbers_are_written(tmp_path):
+    """The file stays json."""
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, {"total": float("nan"), "naming": 2.0, "l1/layer_1": float("inf")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "naming": 2.0}\n'
+
+
+def test_an_evaluation_takes_the_place_of_an_earlier_one(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    metrics = {"step": 5, "name_mapping": "exact", "AP": 0.25, "APr": None, "images": 3, "alignment": {"a": 1.0}}
+    log.evaluated(5, metrics)
+    log.evaluated(10, metrics | {"AP": 0.5})
+    log.evaluated(10, metrics | {"AP": 0.125})
+    log.close()
+    rows = read_metrics(tmp_path / "evaluations.jsonl")
+    assert rows == [{"step": 5, "AP": 0.25, "images": 3}, {"step": 10, "AP": 0.125, "images": 3}]
+    assert best_step(tmp_path, "AP", [5, 10, 15]) == 5
+    assert best_step(tmp_path, "AP", [10, 15]) == 10
+    assert best_step(tmp_path, "images", [5, 10]) == 10, "of equals the newer"
+    assert best_step(tmp_path, "AP", [15]) is None
+    assert best_step(tmp_path, "APr", [5, 10]) is None
+    assert best_step(tmp_path / "nothing", "AP", [5]) is None
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(LogError, match=r"metrics\.jsonl: is gone"):
+        log.write(1, {"total": 1.0})
+    log.close()
+
+
 def test_curves_are_drawn(tmp_path):
-    lines = [{"step": s, "total": 9.0 / s, "l1/layer_1": 1.0 / s, "l1/layer_2": 2.0 / s} for s in (1, 2, 3)]
+    lines = [{"step": s, "total": 9.0 / s, "l1/layer_1": 1.0 / s, "l1/layer_2": 2.0 / s, "skipped": 0} for s in (1, 2)]
+    lines.append({"step": 3, "naming": 1.0, "skipped": 0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_there_is_nothing_to_draw(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()

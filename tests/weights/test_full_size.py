@@ -19,7 +19,13 @@ from opendet_jax.weights.folder import read_note
 pytestmark = pytest.mark.slow
 
 SECONDS, GIBIBYTES = 120, 12  # at most, for one conversion
-PARAMETERS = {"t5": 247_577_856, "clip": 123_650_304, "swin_t": 27_520_506, "swin_b": 86_744_760, "opendet": 328_639_366}
+PARAMETERS = {
+    "t5": 247_577_856,
+    "clip": 123_650_304,
+    "swin_t": 27_520_506,
+    "swin_b": 86_744_760,
+    "opendet": 328_639_366,
+}
 
 
 def save_published(kind: str, folder: Path) -> Path:

@@ -1,0 +1,156 @@
+"""A training run at work: what it holds, and what can be done with it. loop.py does it in order."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from opendet_jax.config import Config
+from opendet_jax.data.datasets import load_datasets
+from opendet_jax.data.pipeline import training_stream
+from opendet_jax.data.text_embeddings import make_embedder
+from opendet_jax.data.tokenizer import load_tokenizer
+from opendet_jax.errors import InputError
+from opendet_jax.evaluate.loop import evaluate
+from opendet_jax.evaluate.naming import load_naming
+from opendet_jax.files import write_json
+from opendet_jax.inference import Inference
+from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.processes import first_process_first, is_first
+from opendet_jax.train.checkpoint import Checkpoints
+from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
+from opendet_jax.train.mesh import check_batch, describe_mesh, local_copy, local_mesh, make_mesh, place_batch
+from opendet_jax.train.metrics import MetricsLog, best_step
+from opendet_jax.train.optimizer import describe_rates, make_optimizer
+from opendet_jax.train.retention import retention
+from opendet_jax.train.same_config import CheckpointError
+from opendet_jax.train.sharding import partition
+from opendet_jax.train.state import TrainState, abstract_state, fresh_state
+from opendet_jax.train.step import jit_step, make_train_step
+from opendet_jax.weights.init import describe, initialise
+
+
+def initial_state(model: OpenDet, optimizer, config: Config, mesh: Mesh) -> TrainState:
+    """Parameters from `train.seed` and what `config.init` names, where they belong."""
+    params = initialise(jax.jit(partial(init_params, model))(jax.random.key(config.train.seed)), config)
+    where = partition(abstract_state(model, optimizer, config, mesh), mesh)
+    fresh = partial(fresh_state, optimizer=optimizer, config=config)
+    return jax.jit(fresh, out_shardings=where)(jax.device_get(params))
+
+
+class Run:
+    """Begins at step 0, or where the workdir's newest undamaged checkpoint was taken.
+
+    `state` is that after `step` steps, and `position` the data iterator's state from which the next batch is drawn.
+    """
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self._is_first = is_first()
+        self._mesh = mesh = make_mesh(config.mesh)
+        check_batch(config, mesh)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{workdir}: cannot be made: {error.strerror}") from error
+        with first_process_first("data"):  # it may have pictures to draw
+            mixture, self._eval_set = load_datasets(config, workdir)
+        tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
+        embedder = make_embedder(config.data, config.model.text_width)
+        self._naming = load_naming(self._eval_set, config)
+        process = (jax.process_index(), jax.process_count())
+        self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, *process))
+        model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+        self.checkpoints = Checkpoints(workdir, config, retention(workdir, config.train))
+        restored = self.checkpoints.restore_newest(abstract_state(model, optimizer, config, mesh))
+        if restored:
+            self.state, position = restored
+            self._batches.set_state(position)
+            self._say(f"continuing from step {int(self.state.step)} of {workdir}")
+        else:
+            self.state = initial_state(model, optimizer, config, mesh)
+            self._say(describe(config))
+        self.first = self.step = int(self.state.step)
+        self.position: dict[str, Any] = self._batches.get_state()
+        self.watch = Watch(config.train.non_finite, int(self.state.refused))
+        self._take = jit_step(make_train_step(model, optimizer, config), self.state, mesh)
+        self._inference = Inference(model, None, config, tokenizer.decode, local_mesh())
+        if self._is_first:
+            write_json(workdir / "config.json", config.to_dict())
+            self._log = MetricsLog(workdir, self.first)
+        count = sum(x.size for x in jax.tree.leaves(self.state.params))
+        self._say(f"{config.name} ({config.hash()}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
+        self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
+        self._bar = tqdm(
+            total=config.train.steps, initial=self.first, unit="step", dynamic_ncols=True, mininterval=1.0,
+            disable=not self._is_first,
+        )  # fmt: skip
+        self._logged = (self.first, time.monotonic())
+
+    def _say(self, text: str) -> None:
+        if self._is_first:
+            print(text, flush=True)
+
+    def take_step(self) -> Terms:
+        """Draws a batch and sends a step on its way; its loss terms. Raises NonFiniteError for the step before it."""
+        sent_from = self.position
+        batch = next(self._batches)
+        with jax.set_mesh(self._mesh):
+            self.state, terms = self._take(self.state, place_batch(batch.batch, self._mesh))
+        sent = Sent(self.step, batch, sent_from, terms)
+        self.step, self.position = self.step + 1, self._batches.get_state()
+        self.watch.add(sent)
+        self.checkpoints.check()
+        self._bar.update()
+        return terms
+
+    def step_back(self, sent: Sent) -> None:
+        """To before a step that was refused, and all after it."""
+        self.step, self.position = sent.step, sent.iterator_state
+
+    def save(self) -> None:
+        """Begins to save a checkpoint, of steps that are known to be good. Raises NonFiniteError, SaveError."""
+        self.watch.look_at_all()
+        self.checkpoints.save(self.state, self.position)
+
+    def log(self, terms: Terms) -> None:
+        """Waits for the step and writes its terms. Raises NonFiniteError, LogError."""
+        self.watch.look_at_all()
+        values: dict[str, float] = {name: float(value) for name, value in jax.device_get(terms).items()}
+        refused = values.pop(REFUSED)
+        if self.config.train.non_finite == "skip":
+            values["skipped"] = refused
+        if self._is_first:
+            self._log.write(self.step, values)
+        (logged, then), now = self._logged, time.monotonic()
+        self._logged = (self.step, now)
+        rate = (self.step - logged) * self.config.data.batch_size / (now - then)
+        self._bar.set_postfix_str(f"loss {values['total']:.3f}, {rate:.1f} images/s")
+
+    def evaluate(self) -> None:
+        """Raises InputError where `train.keep_best` is no metric of the evaluation."""
+        self._inference.params = local_copy(self.state.evaluated, self._mesh)
+        metrics = evaluate(self._inference, self._eval_set, self.config, self.workdir, self.step, self._naming)
+        self._inference.params = None  # whole on every device: no room for it in training
+        wanted = self.config.train.keep_best
+        if wanted and wanted not in metrics:
+            names = ", ".join(name for name, value in metrics.items() if isinstance(value, float))
+            raise InputError(f"config.train.keep_best = {wanted!r}: the evaluation has {names}")
+        if self._is_first:
+            self._log.evaluated(self.step, metrics)
+
+    def say_best(self) -> None:
+        """Which of the checkpoints that are left is the best, if more than one was evaluated."""
+        metric = self.config.train.keep_best
+        best = best_step(self.workdir, metric, self.checkpoints.steps()) if metric else None
+        if best is not None and best != self.step:
+            self._say(f"best {metric}: step {best}, kept in {self.checkpoints.folder / str(best)}")
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._is_first:
+            self._log.close()

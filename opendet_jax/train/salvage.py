@@ -1,0 +1,72 @@
+"""What ends a run early does not lose its finished steps."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from opendet_jax.errors import InputError
+from opendet_jax.train.checkpoint import Checkpoints, SaveError
+from opendet_jax.train.finite import NonFiniteError
+from opendet_jax.train.replay_file import save_batch
+from opendet_jax.train.run import Run
+from opendet_jax.train.signals import Stopped
+
+
+def salvage(run: Run, error: BaseException) -> None:
+    """Saves the steps that were finished when `error` ended the run; where its own folder cannot be written, elsewhere.
+
+    Returns where nothing is left to say but `error` itself.
+
+    Raises:
+        NonFiniteError: a step was not finite; with the file of its batch.
+        SaveError: the checkpoint is elsewhere, or could not be saved at all; with the reason of both.
+    """
+    agreed = isinstance(error, Stopped | NonFiniteError)  # all processes are here
+    if jax.process_count() > 1 and not agreed:
+        return
+    try:
+        run.watch.look_at_all()
+    except NonFiniteError as found:
+        error = found
+    if isinstance(error, NonFiniteError):
+        run.step_back(error.sent)
+        _save(run, error)
+        path = save_batch(run.workdir, error.sent)
+        raise NonFiniteError(
+            f"{error}\nThe steps before it are saved, its batch is {path}: --mode=replay --config.train.replay={path} "
+            "shows where it began; --config.train.non_finite=skip goes on without it",
+            error.sent,
+        ) from error
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
+        print(f"the state after step {run.step} was lost with the step that failed", file=sys.stderr)
+        return
+    _save(run, error)
+    if isinstance(error, Exception):
+        print(f"the state after step {run.step} is saved; the same command continues from it", file=sys.stderr)
+
+
+def _save(run: Run, error: BaseException) -> None:
+    """To the run's folder, or else to a new one. Raises SaveError if not to the run's."""
+    try:
+        run.checkpoints.save(run.state, run.position)
+        run.checkpoints.wait()
+    except SaveError as failure:
+        if jax.process_count() > 1:
+            raise
+        reason = f"{error}" if isinstance(error, InputError) else f"{failure}"
+        raise SaveError(f"{reason}\n{_elsewhere(run)}") from failure
+
+
+def _elsewhere(run: Run) -> str:
+    """Saves the state in a new folder of the system's place for temporary files, and says so."""
+    folder = Path(tempfile.mkdtemp(prefix="opendet_jax_"))
+    try:
+        checkpoints = Checkpoints(folder, run.config)
+        checkpoints.save(run.state, run.position)
+        checkpoints.close()
+    except SaveError as failure:
+        return f"The state after step {run.step} could not be saved elsewhere either: {failure}"
+    place = checkpoints.folder / str(run.step)
+    return f"The state after step {run.step} is in {place}: move it to {run.checkpoints.folder} to continue from it"

@@ -1,0 +1,77 @@
+"""What a checkpoint and the config that goes on from it must have in common."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opendet_jax.config import Config
+from opendet_jax.errors import InputError
+
+# A run goes on only with the config it began with, but for what changes none of its numbers.
+FREE_IN_TRAINING = (
+    *("name", "init.", "eval.", "predict."),
+    *("data.name", "data.eval.", "data.scenes_dir", "data.scenes_eval", "data.text_table", "data.max_unreadable"),
+    *("data.threads", "data.prefetch"),
+    *("train.steps", "train.log_every", "train.checkpoint_every", "train.eval_every"),
+    *("train.keep_checkpoints", "train.keep_best", "train.non_finite", "train.replay"),
+    *("mesh.", "model.remat"),
+)
+PATHS = (".annotations", ".images")  # of data sets, which may lie elsewhere
+
+# Fields that shape the parameters or the meaning of a name's tokens, …
+BOUND_IN_EVALUATION = ("model.", "ablation.", "data.tokenizer", "data.text_embeddings")
+# … but not which queries are kept, what enters T5, how numbers are computed.
+CHOSEN_IN_EVALUATION = tuple(
+    f"model.{name}"
+    for name in (
+        *("max_queries", "min_queries", "score_threshold", "query_fill"),
+        *("normalise_prompts_at_inference", "dtype", "remat", "remat_keeps"),
+    )
+)
+
+Bound = Callable[[str], bool]
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, damaged, of another config, or that cannot be written."""
+
+
+def in_training(field: str) -> bool:
+    """Whether a run is bound to the value of a field (by its dotted name)."""
+    return not field.startswith(FREE_IN_TRAINING) and not field.endswith(PATHS)
+
+
+def in_evaluation(field: str) -> bool:
+    """Whether the parameters are bound to the value of a field."""
+    return field.startswith(BOUND_IN_EVALUATION) and field not in CHOSEN_IN_EVALUATION
+
+
+def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound = in_training) -> None:
+    """Raises CheckpointError listing every bound field in which the configs differ.
+
+    A field that is newer than the checkpoint counts as its default, with which nothing changed.
+    """
+    old, new = _flat(Config().to_dict()) | _flat(saved), _flat(config.to_dict())
+    lines = [
+        f"  {name}: checkpoint {old.get(name, '(absent)')!r}, config {new.get(name, '(absent)')!r}"
+        for name in sorted(old.keys() | new.keys())
+        if bound(name) and old.get(name) != new.get(name)
+    ]
+    if lines:
+        raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted name; those of the sections in a list by their number."""
+    fields = {}
+    for key, value in json.loads(json.dumps(values)).items():  # tuples become lists, as in the saved json
+        sections = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{key}.")
+        elif sections:
+            for number, item in enumerate(value):
+                fields |= _flat(item, f"{prefix}{key}.{number}.")
+        else:
+            fields[prefix + key] = value
+    return fields

@@ -1,0 +1,123 @@
+"""Signals that ask training to stop: finish the step and save at the first, leave at once at the second."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """Training was asked to stop. No Exception: like KeyboardInterrupt, it is nothing to recover from on the way."""
+
+    def __init__(self, number: int):
+        self.name = signal.Signals(number).name
+        super().__init__(self.name)
+
+
+class StopSignals:
+    """Within this context, the first signal is noted; where that is allowed, it interrupts what goes on with Stopped.
+
+    The second ends the process at once with status 128 + number. A thread sees to that, because Python's own handlers
+    wait until the compiler or a step returns. Outside the main thread signals stay the caller's business.
+    """
+
+    def __init__(self) -> None:
+        self._requested = 0
+        self._interrupts = True
+        self._announced: jax.Array | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._installed = threading.current_thread() is threading.main_thread()
+        if self._installed:
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            threading.Thread(target=self._count, args=(self._reader,), name="signals", daemon=True).start()
+            self._old_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._old_handlers = {number: signal.signal(number, self._note) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._installed:
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._old_descriptor)
+            self._writer.close()
+
+    @staticmethod
+    def _count(reader: socket.socket) -> None:
+        seen = 0
+        with reader:
+            while numbers := reader.recv(16):
+                for number in numbers:
+                    if number not in STOPPING:
+                        continue
+                    seen += 1
+                    name = signal.Signals(number).name
+                    if seen == 1:
+                        os.write(2, f"\n{name}: finishing the step, then saving; once more: leaving at once\n".encode())
+                    else:
+                        os.write(2, f"\n{name} again: leaving; the newest complete checkpoint stays\n".encode())
+                        os._exit(128 + number)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._requested = self._requested or number
+        if self._interrupts:
+            raise Stopped(number)
+
+    @contextmanager
+    def _with_interrupts(self, allowed: bool) -> Iterator[None]:
+        before, self._interrupts = self._interrupts, allowed
+        try:
+            if allowed and self._requested:
+                raise Stopped(self._requested)
+            yield
+        finally:
+            self._interrupts = before
+
+    def deferred(self):
+        """Context in which a signal interrupts nothing."""
+        return self._with_interrupts(False)
+
+    def interrupting(self):
+        """Context in which it does again, unless other processes would be left waiting for this one."""
+        return self._with_interrupts(jax.process_count() == 1)
+
+    def check(self) -> None:
+        """Call once a step: raises Stopped if a signal came, in every process at the same step.
+
+        Of several processes each says in every step whether it got one, and hears one step later what all have said, so
+        that no step waits.
+        """
+        if jax.process_count() == 1:
+            number = self._requested
+        else:
+            said, self._announced = self._announced, _largest(self._requested)
+            number = 0 if said is None else int(said)
+        if number:
+            raise Stopped(number)
+
+
+def _largest(number: int) -> jax.Array:
+    """The largest of the numbers that the processes give, on its way."""
+    split, maximum = _maximum()
+    local = np.full(jax.local_device_count(), number, np.int32)
+    return maximum(jax.make_array_from_process_local_data(split, local))
+
+
+@cache
+def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """How the numbers lie on all devices, and the function of them; compiled once."""
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.max, out_shardings=everywhere)
