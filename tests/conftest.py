@@ -9,6 +9,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("opendet_jax", "beartype.beartype")
+
+from opendet_jax.compilation import enable_cache  # noqa: E402  (imported under the hook)
+
+enable_cache()  # modules and processes share what they compile
 pytest_plugins = ("tests.parity.plugin",)
 
 
