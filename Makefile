@@ -9,7 +9,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow parity lint golden compile-check venv clean
+.PHONY: run test test-slow parity lint golden bench compile-check venv clean
 
 run: .venv/run
 	$(MAIN) --mode=train
@@ -34,6 +34,11 @@ lint: .venv/test
 
 golden: .venv/test
 	$(BIN)/python -m tests.golden.parameters
+
+# Beside PyTorch, on an otherwise quiet machine: about 45 minutes. Writes docs/benchmarks.md and its pictures.
+bench: .venv/test
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.growth
 
 # Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.2 GB).
 compile-check: .venv-compile/done

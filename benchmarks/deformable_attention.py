@@ -1,64 +1,26 @@
-"""Deformable attention on CPU against the same in PyTorch, both timed in turn in one process. Prints a table.
+"""Deformable attention against the same in PyTorch: `grid_sample` for each level, then a weighted sum.
 
     python -m benchmarks.deformable_attention
-    python -m benchmarks.deformable_attention --queries 900 --threads 1 --repeats 11
 
-The peer is the usual form without a kernel of its own: `grid_sample` for each level, then a weighted sum.
+The tokens are those of a 480 × 640 photograph; in the encoder every token is a query.
 """
 
-import argparse
-import os
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
+
+import numpy as np
+
+from benchmarks.comparison import Case, Ours, Run, main
+from benchmarks.sizes import LEVELS, compiled
 
 # What is computed → which inputs (value, locations, weights) get a gradient. Locations and weights alone do without
 # scatter-additions into the value's gradient: the difference is what those cost.
 PARTS = {"forward": (), "forward and backward": (0, 1, 2), "the same without the value's gradient": (1, 2)}
-LEVELS = ((60, 80), (30, 40), (15, 20), (8, 10))  # of a 480×640 image: 6380 tokens
 HEADS, WIDTH, POINTS = 8, 32, 4
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, nargs="+", default=[6380, 900], help="6380: every token is a query")
-    parser.add_argument("--threads", type=int, default=2, help="cores given to both (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed rounds of each (default: %(default)s)")
-    arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])  # before XLA counts its cores
-
-    print("| queries | | PyTorch, ms | ours, ms | ratio (min–max) | compile, s | difference |")
-    print("|---|---|---|---|---|---|---|")
-    for queries in arguments.queries:
-        for part in PARTS:
-            compare(queries, part, arguments.threads, arguments.repeats)
-
-
-def compare(queries: int, part: str, threads: int, repeats: int) -> None:
-    """One row of the table; milliseconds are medians, ratios are of one round each."""
-    arrays = example(queries)
-    ours, compile_seconds = jax_program(arrays, PARTS[part])
-    peer = torch_program(arrays, PARTS[part], threads)
-    difference = max(abs(a - b).max() / abs(b).max() for a, b in zip(ours(), peer(), strict=True))
-    rounds = [(seconds(peer), seconds(ours)) for _ in range(repeats)]
-    ratios = [a / b for a, b in rounds]
-    theirs, mine = (statistics.median(column) * 1e3 for column in zip(*rounds, strict=True))
-    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-    print(f"| {queries} | {part} | {theirs:.0f} | {mine:.0f} | {spread} | {compile_seconds:.1f} | {difference:.0e} |")
-
-
-def seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def example(queries: int):
     """Value, locations, weights and cotangent, float32. Points lie a few cells around each query's own place, as in a
     trained model: every cell in turn where all tokens are queries, anywhere in the image otherwise."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     tokens = sum(h * w for h, w in LEVELS)
     centres = [np.stack(np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h), -1) for h, w in LEVELS]
@@ -76,12 +38,12 @@ def example(queries: int):
     return tuple(x.astype(np.float32) for x in arrays)
 
 
-def jax_program(arrays, differentiated: tuple[int, ...]):
-    """A function without arguments that runs and waits, and the seconds its compilation took."""
+def ours(queries: int, part: str) -> Ours:
     import jax
-    import numpy as np
 
     from opendet_jax.ops.deformable_attention import deformable_attention
+
+    differentiated = PARTS[part]
 
     def run(value, locations, weights, cotangent):
         inputs = [value, locations, weights]
@@ -94,19 +56,14 @@ def jax_program(arrays, differentiated: tuple[int, ...]):
         out, pull = jax.vjp(forward, *(inputs[i] for i in differentiated))
         return out, *pull(cotangent)
 
-    arrays = jax.device_put(arrays)
-    start = time.perf_counter()
-    program = jax.jit(run).lower(*arrays).compile()
-    compile_seconds = time.perf_counter() - start
-    return lambda: [np.asarray(x) for x in jax.block_until_ready(program(*arrays))], compile_seconds
+    return Ours(*compiled(run, *example(queries)))
 
 
-def torch_program(arrays, differentiated: tuple[int, ...], threads: int):
+def peer(queries: int, part: str) -> Run:
     import torch
 
-    torch.set_num_threads(threads)
-    *inputs, cotangent = (torch.from_numpy(x) for x in arrays)
-    wanted = [inputs[i].requires_grad_() for i in differentiated]
+    *inputs, cotangent = map(torch.from_numpy, example(queries))
+    wanted = [inputs[i].requires_grad_() for i in PARTS[part]]
 
     def run():
         out = torch_deformable_attention(*inputs)
@@ -137,5 +94,23 @@ def torch_deformable_attention(value, locations, weights):
     return out.reshape(batch, heads * width, queries).transpose(1, 2)
 
 
+def equal(mine, theirs) -> None:
+    for ours, peers in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(ours, peers, atol=2e-5 * np.abs(peers).max())
+
+
+WANTED = {(6380, "forward"): 4.0, (6380, "forward and backward"): 2.0}
+CASES = [
+    Case(
+        f"deformable attention, {queries} queries, {part}",
+        *(partial(side, queries, part) for side in (ours, peer)),
+        equal,
+        WANTED.get((queries, part)),
+        repeats=7,
+    )
+    for queries in (6380, 900)
+    for part in PARTS
+]
+
 if __name__ == "__main__":
-    main()
+    main(__doc__, "benchmarks.deformable_attention", CASES)

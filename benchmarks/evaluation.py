@@ -12,7 +12,6 @@ come image by image, as from a model, and are forgotten; memory is printed on th
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.comparison import peak_memory
 
 WIDTH, HEIGHT = 640, 480
 KNOWN = 20  # classes of an image that are known to be there or not, as in LVIS
@@ -131,7 +132,7 @@ def measure(program: Program, protocol: str, size: Size) -> Measured:
 
 
 def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return round(peak_memory() * 1024)
 
 
 def compare(size: Size) -> None:

@@ -168,10 +168,9 @@ class OptimizerConfig:
     clip_norm: float = 0.1
     decay_steps: tuple[int, ...] = (250_000,)  # the rate is divided by ten at each
     warmup_steps: int = 0
-    freeze_head_steps: int = (
-        -1
-    )  # T5's head: −1 = the whole run (pre-trained weights), 0 = never (training from nothing)
-    freeze_embedding_steps: int = -1  # T5's token embedding, likewise
+    # −1 = the whole run (pre-trained weights), 0 = never (training from nothing)
+    freeze_head_steps: int = -1  # T5's head
+    freeze_embedding_steps: int = -1  # T5's token embedding
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run, in three axes, and the processes that hold them. Rules: train/sharding.py.
+    """The devices of a run, in three axes, and the processes that hold them. docs/scaling.md explains.
 
     One of the sizes may be −1: as many as there are devices left. Images are split over `data` × `fsdp`.
     """

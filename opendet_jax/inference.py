@@ -17,10 +17,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
 from opendet_jax.config import Config
+from opendet_jax.model.encoder import Memory
+from opendet_jax.model.neck import Features
+from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import to_corners
 from opendet_jax.ops.nms import nms
 
 NAMING_CHUNK = 64  # prompts that a device names in one call; one size, hence one compilation
+QUERY_SLOTS = (100, 300)  # sizes of the second half's programs; one more has all `model.max_queries`
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,18 @@ class _Candidates(NamedTuple):
     prompts: Float[Array, "B Q E"]
 
 
+Looked = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
+
+
+def slots_for(valid: Bool[np.ndarray, "B Q"]) -> int:
+    """How many query slots the second half is given: the least of few sizes that holds all queries of the batch.
+
+    Queries stand at the front, and empty slots have no influence, so this changes the time and nothing else.
+    """
+    used = int(np.flatnonzero(valid.any(axis=0)).max(initial=-1)) + 1
+    return min([size for size in QUERY_SLOTS if used <= size < valid.shape[1]], default=valid.shape[1])
+
+
 class Inference:
     """A model and its parameters at work; `decode` turns one row of tokens (with start, end and padding) into a name.
 
@@ -69,7 +85,8 @@ class Inference:
         self._mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
         self.params = params
         self._decode = decode
-        self._detect = jax.jit(self._all_candidates, static_argnames="selection")
+        self._look = jax.jit(self.on_each_device(self._first_half))
+        self._decode_queries = jax.jit(self._second_half, static_argnames=("slots", "selection"))
         self._generate = jax.jit(self.on_each_device(self._names))
 
     @property
@@ -103,7 +120,9 @@ class Inference:
 
         `sizes` are the (height, width) of the original images, the frame of the boxes returned.
         """
-        candidates = self._detect(self.params, self.place(images), selection=selection)
+        looked = self._look(self.params, self.place(images))
+        slots = slots_for(jax.device_get(looked[-1].valid))
+        candidates = self._decode_queries(self.params, looked, slots=slots, selection=selection)
         corners, scores, kept, prompts = jax.device_get(candidates)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
@@ -119,11 +138,18 @@ class Inference:
             start = own.stop
         return found
 
-    def _all_candidates(self, params: Any, images: Images, selection: Selection) -> _Candidates:
-        return self.on_each_device(partial(self._candidates, selection=selection))(params, images)
+    def _first_half(self, params: Any, images: Images) -> Looked:
+        looked: Any = self.model.apply({"params": params}, images, deterministic=True, method="look")
+        return looked
 
-    def _candidates(self, params: Any, images: Images, selection: Selection) -> _Candidates:
-        detected: Any = self.model.apply({"params": params}, images, method="detect")
+    def _second_half(self, params: Any, looked: Looked, slots: int, selection: Selection) -> _Candidates:
+        features, memory, queries = looked
+        queries = jax.tree.map(lambda x: x[:, :slots], queries)
+        candidates = self.on_each_device(partial(self._candidates, selection=selection))
+        return candidates(params, (features, memory, queries))
+
+    def _candidates(self, params: Any, looked: Looked, selection: Selection) -> _Candidates:
+        detected: Any = self.model.apply({"params": params}, *looked, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
         scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid = detected.queries.valid

@@ -11,6 +11,7 @@ leaves its batch in <workdir>/non_finite/; --mode=replay --config.train.replay=F
 began.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: Sequence[str]) -> None:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
     from opendet_jax.compilation import enable_cache
     from opendet_jax.config_files import read_flag
     from opendet_jax.errors import InputError

@@ -1,6 +1,5 @@
 """Which detections are kept and named, with a model whose outputs are its parameters."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ from opendet_jax.batch import Images
 from opendet_jax.config import Config, EvalConfig
 from opendet_jax.inference import Inference, Selection
 from opendet_jax.model.opendet import OpenDet, init_params
+from tests.stand_ins import looked
 
 BEAMS, NEW_TOKENS = 2, 3
 CONFIG = Config(eval=EvalConfig(num_beams=BEAMS, max_new_tokens=NEW_TOKENS))
@@ -24,10 +24,14 @@ class Scripted(nn.Module):
     """Says what its parameters say; the prompt of a query is (image number, query number)."""
 
     @nn.compact
-    def detect(self, images):
+    def look(self, images, deterministic):
         boxes, logits, valid = (
             self.variable("params", name, lambda: None).value for name in ("boxes", "logits", "valid")
         )
+        return looked(boxes, logits, valid)
+
+    def decode(self, features, memory, queries):
+        boxes, logits, valid = queries.boxes, queries.objectness, queries.valid
         batch, queries = logits.shape
         prompts = jnp.stack(jnp.meshgrid(jnp.arange(batch), jnp.arange(queries), indexing="ij"), -1)
         decoded = SimpleNamespace(boxes=jnp.stack([boxes * 0, boxes]), objectness=jnp.stack([logits * 0, logits]))
@@ -143,7 +147,7 @@ def test_parameters_may_be_replaced():
     inference.params = {**inference.params, "logits": np.array([[2.0, 1.0, 0.0]], np.float32)}
     found = inference(images(1), [(10, 10)], EVERYTHING)[0]
     assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
-    assert inference._detect._cache_size() == 1
+    assert inference._look._cache_size() == inference._decode_queries._cache_size() == 1
 
 
 def test_fits_the_model():
@@ -153,7 +157,11 @@ def test_fits_the_model():
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     inference = Inference(model, {}, config, decode)
     photographs = Images(np.zeros((2, 128, 128, 3), np.uint8), np.ones((2, 128, 128), bool))
-    found = jax.eval_shape(partial(inference._candidates, selection=EVERYTHING), params, photographs)
+
+    def both_halves(params, images):
+        return inference._candidates(params, inference._first_half(params, images), EVERYTHING)
+
+    found = jax.eval_shape(both_halves, params, photographs)
     queries, width, limits = config.model.max_queries, config.model.text_width, config.eval
     assert (found.corners.shape, found.scores.shape) == ((2, queries, 4), (2, queries))
     assert (found.kept.dtype, found.prompts.shape) == (bool, (2, queries, width))

@@ -99,9 +99,14 @@ class TrainingSource:
 
 
 class EvaluationSource:
-    """Random access by batch: buckets in the config's order, in each the images in the data set's order."""
+    """Random access by batch: buckets in the config's order, in each the images in the data set's order.
 
-    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int):
+    Of several processes each has every `process_count`-th batch.
+    """
+
+    def __init__(
+        self, dataset: Dataset, config: DataConfig, batch_size: int, process_index: int = 0, process_count: int = 1
+    ):
         groups: dict[int, list[tuple[Record, Geometry]]] = defaultdict(list)
         for record in dataset.records:
             geometry = evaluation_geometry(record.height, record.width, config)
@@ -109,11 +114,13 @@ class EvaluationSource:
             fitted = Geometry(geometry.window, fit(geometry.size, config.buckets[bucket]))
             groups[bucket].append((record, fitted))
         self._batch_size = batch_size
-        self._batches = [
+        batches = [
             (config.buckets[bucket], members[i : i + batch_size])
             for bucket, members in sorted(groups.items())
             for i in range(0, len(members), batch_size)
         ]
+        self._batches = batches[process_index::process_count]
+        self.most = -(-len(batches) // process_count)  # batches that any process has
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -133,10 +140,10 @@ class EvaluationSource:
 
 
 class EvaluationBatches:
-    """Iterable any number of times, read ahead with threads; its length is the number of batches."""
+    """Iterable any number of times, read ahead with threads; its length is the number of batches of this process."""
 
     def __init__(self, source: EvaluationSource, config: DataConfig):
-        self._length = len(source)
+        self._length, self.most = len(source), source.most
         self._stream = _read_ahead(source, config) if self._length else ()
 
     def __len__(self) -> int:
@@ -146,6 +153,11 @@ class EvaluationBatches:
         return iter(self._stream)
 
 
-def evaluation_batches(dataset: Dataset, config: DataConfig, batch_size: int) -> EvaluationBatches:
-    """Every image once, in a fixed order that groups buckets. An image that cannot be read raises ImageError."""
-    return EvaluationBatches(EvaluationSource(dataset, config, batch_size), config)
+def evaluation_batches(
+    dataset: Dataset, config: DataConfig, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> EvaluationBatches:
+    """Every image once, in a fixed order that groups buckets; of several processes each has its share of the batches.
+
+    An image that cannot be read raises ImageError.
+    """
+    return EvaluationBatches(EvaluationSource(dataset, config, batch_size, process_index, process_count), config)

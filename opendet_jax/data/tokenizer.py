@@ -77,8 +77,3 @@ def encode_names(tokenizer: Tokenizer, names: Sequence[str], max_tokens: int) ->
             raise TokenizerError(f"a name to learn must not be empty: {name!r}")
         row[: len(tokens) + 1] = [*tokens, END]
     return rows
-
-
-def decode_names(tokenizer: Tokenizer, tokens: Int[ndarray, "n T"]) -> list[str]:
-    """The name of each row."""
-    return [tokenizer.decode(row) for row in tokens]

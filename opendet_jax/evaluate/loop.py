@@ -1,16 +1,18 @@
 """Evaluation of a model on a data set: detections, metrics and a few pictures in <workdir>/eval/<data set>/."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from opendet_jax.config import Config
 from opendet_jax.data.images import open_record
-from opendet_jax.data.pipeline import evaluation_batches
+from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
 from opendet_jax.data.records import Dataset, Record
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
 from opendet_jax.errors import InputError
@@ -24,6 +26,7 @@ from opendet_jax.evaluate.summary import summary
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import replacing, write_json
 from opendet_jax.inference import Found, Inference, Selection
+from opendet_jax.processes import exchange, is_first
 
 NMS_ABOVE = 300  # queries (method section 13)
 PREDICTIONS, METRICS, PICTURES = "predictions.json", "metrics.json", "pictures.png"
@@ -56,7 +59,7 @@ def evaluate(
     pictured = dataset.records[: config.eval.pictures]
     shown: dict[int, Found] = {}
     evaluator, boxes = Evaluator(lvis_truth(dataset)), 0
-    with results_file(folder / PREDICTIONS) as write:
+    with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
         for image_id, found in _detect(inference, dataset, config):
             image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
             write(image.entries(PER_IMAGE))
@@ -76,6 +79,9 @@ def evaluate(
     analysis = analyse(inference, dataset, config, naming.texts) if naming.texts else None
     if analysis:
         metrics["alignment"] = analysis.summary()
+    if not is_first():
+        return metrics
+    if analysis:
         draw_alignment(analysis, f"{config.data.name}, step {step}", folder / ALIGNMENT)
     if pictured:
         pairs = [_pair(record, shown[record.image_id], config.predict.min_score) for record in pictured]
@@ -89,17 +95,27 @@ def evaluate(
 
 
 def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[tuple[int, Found]]:
-    """(image id, what is found in it) of every image."""
+    """(image id, what is found in it) of every image, in every process: they share the work and tell each other."""
     limits = config.eval
     most = limits.max_detections or config.model.max_queries
     selection = Selection(most, limits.min_score, limits.nms_iou, NMS_ABOVE)
-    with tqdm(total=len(dataset), desc=f"evaluate {config.data.name}", unit="image") as progress:
-        for batch in evaluation_batches(dataset, config.data, limits.batch_size):
-            real = int(np.sum(np.asarray(batch.image_ids) >= 0))  # what fills the batch up comes last
-            sizes = [(height, width) for height, width in np.asarray(batch.original_sizes)[:real].tolist()]
-            found = inference(batch.images, sizes, selection)
-            yield from zip(np.asarray(batch.image_ids)[:real].tolist(), found, strict=True)
-            progress.update(real)
+
+    def of_batch(batch: EvaluationBatch) -> list[tuple[int, Found]]:
+        real = int(np.sum(np.asarray(batch.image_ids) >= 0))  # what fills the batch up comes last
+        sizes = [(height, width) for height, width in np.asarray(batch.original_sizes)[:real].tolist()]
+        found = inference(batch.images, sizes, selection)
+        return list(zip(np.asarray(batch.image_ids)[:real].tolist(), found, strict=True))
+
+    process = (jax.process_index(), jax.process_count())
+    batches = evaluation_batches(dataset, config.data, limits.batch_size, *process)
+    own = iter(batches)
+    with tqdm(
+        total=len(dataset), desc=f"evaluate {config.data.name}", unit="image", disable=not is_first()
+    ) as progress:
+        for number in range(batches.most):
+            for found in exchange(of_batch(next(own)) if number < len(batches) else []):
+                yield from found
+                progress.update(len(found))
 
 
 def _pair(record: Record, found: Found, min_score: float) -> Image.Image:

@@ -94,21 +94,22 @@ class OpenDet(nn.Module):
 
     def detect(self, images: Images) -> Detected:
         """Where the objects are, and a VL-prompt for each, from which `generate` makes its names."""
-        return self._detect(images)[0]
+        return self.decode(*self.look(images, deterministic=True))
 
-    def detect_and_align(self, images: Images, texts: Float[Array, "B G E"]) -> tuple[Detected, Agreement]:
-        """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
-        detected, memory = self._detect(images)
-        hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
-        cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
-        return detected, Agreement(cosine=cosine, logits=logits)
-
-    def _detect(self, images: Images) -> tuple[Detected, Memory]:
-        features, memory, queries = self.look(images, deterministic=True)
+    def decode(self, features: Features, memory: Memory, queries: Queries) -> Detected:
+        """The second half of `detect`, after `look`. Empty slots at the end of `queries` may be left out."""
         sees = jnp.broadcast_to(queries.valid[:, None], (*queries.valid.shape, queries.valid.shape[1]))
         decoded = self.decoder(queries.content, queries.boxes, memory, sees)
         prompts = self.distiller(decoded.hidden[-1], decoded.boxes[-1], features, memory, deterministic=True)
-        return Detected(queries=queries, decoded=decoded, prompts=prompts.language), memory
+        return Detected(queries=queries, decoded=decoded, prompts=prompts.language)
+
+    def detect_and_align(self, images: Images, texts: Float[Array, "B G E"]) -> tuple[Detected, Agreement]:
+        """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
+        features, memory, queries = self.look(images, deterministic=True)
+        detected = self.decode(features, memory, queries)
+        hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
+        cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
+        return detected, Agreement(cosine=cosine, logits=logits)
 
     def __call__(self, images: Images, objects: Objects, randoms: DenoisingRandoms, deterministic: bool) -> Training:
         """The training pass. Losses: opendet_jax/losses. Random streams: "dropout", unless `deterministic`."""

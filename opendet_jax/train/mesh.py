@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opendet_jax.config import Config, MeshConfig
 from opendet_jax.errors import InputError
@@ -55,12 +55,12 @@ def local_mesh() -> Mesh:
     return Mesh(np.array(jax.local_devices()), BATCH_AXES[:1])
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many parts a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
+def check_batch(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Raises MeshError where the images of a step cannot be shared evenly."""
     shards, parts = batch_shards(mesh), config.train.accumulate
     if config.data.batch_size % (shards * parts):

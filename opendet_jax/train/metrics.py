@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from opendet_jax.errors import InputError
@@ -62,7 +63,11 @@ class MetricsLog:
             raise LogError(f"{path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        self._tensorboard.close()
+        """Reports what cannot be written any more, and raises nothing: it must not hide what ended the run."""
+        try:
+            self._tensorboard.close()
+        except OSError as error:
+            logging.warning("%s: its last lines cannot be written: %s", self._events, error.strerror)
 
 
 def _keep_lines(path: Path, kept: Callable[[int | float], bool]) -> None:

@@ -49,7 +49,7 @@ def save_batch(workdir: Path, sent: Sent) -> Path:
 def load_batch(path: Path) -> Replayed:
     """What `save_batch` wrote. Raises ReplayError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         images = Images(arrays["images.pixels"], arrays["images.mask"])
         objects = Objects(*(arrays[f"objects.{name}"] for name in ("boxes", "valid", "texts", "tokens")))

@@ -26,10 +26,11 @@ def salvage(run: Run, error: BaseException) -> None:
     agreed = isinstance(error, Stopped | NonFiniteError)  # all processes are here
     if jax.process_count() > 1 and not agreed:
         return
-    try:
-        run.watch.look_at_all()
-    except NonFiniteError as found:
-        error = found
+    if not isinstance(error, NonFiniteError):  # after which all that was sent is refused, too
+        try:
+            run.watch.look_at_all()
+        except NonFiniteError as found:
+            error = found
     if isinstance(error, NonFiniteError):
         run.step_back(error.sent)
         _save(run, error)

@@ -37,6 +37,10 @@ def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
             "params": ocp.StandardCheckpointHandler(),
             "average": ocp.StandardCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
+            # What a run saves beside them (train/checkpoint.py) and nobody reads here; without a handler Orbax warns.
+            "opt_state": ocp.StandardCheckpointHandler(),
+            "iterator": ocp.JsonCheckpointHandler(),
+            intact.NOTE: ocp.JsonCheckpointHandler(),
         },
     )
 

@@ -14,7 +14,8 @@ from opendet_jax.data.datasets import hold_out, load_datasets, load_evaluation
 from opendet_jax.data.json_source import AnnotationError, read_json
 from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import HashedEmbedder
-from opendet_jax.data.tokenizer import decode_names, load_tokenizer
+from opendet_jax.data.tokenizer import load_tokenizer
+from tests.data.names import decode_names
 
 DATA = DataConfig(
     batch_size=4,

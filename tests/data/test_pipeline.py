@@ -17,7 +17,8 @@ from opendet_jax.data.mixture import Mixture
 from opendet_jax.data.pipeline import evaluation_batches, training_stream
 from opendet_jax.data.plan import steps_per_epoch
 from opendet_jax.data.text_embeddings import EmbeddingError, HashedEmbedder, TableEmbedder
-from opendet_jax.data.tokenizer import decode_names, load_tokenizer
+from opendet_jax.data.tokenizer import load_tokenizer
+from tests.data.names import decode_names
 
 CONFIG = DataConfig(
     batch_size=3,

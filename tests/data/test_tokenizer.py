@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from opendet_jax.data.tokenizer import TokenizerError, decode_names, encode_names, load_tokenizer
+from opendet_jax.data.tokenizer import TokenizerError, encode_names, load_tokenizer
+from tests.data.names import decode_names
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from opendet_jax.evaluate.text_encoder import RememberingEncoder
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import Agreement
 from opendet_jax.ops.boxes import to_centres
+from tests.stand_ins import looked
 
 E = 16
 CONFIG = Config(
@@ -58,8 +59,12 @@ def detected(batch: int) -> SimpleNamespace:
 class Scripted(nn.Module):
     """S is three times the cosine."""
 
-    def detect(self, images):
-        return detected(len(images.pixels))
+    def look(self, images, deterministic):
+        found = detected(len(images.pixels))
+        return looked(found.decoded.boxes[-1], found.decoded.objectness[-1], found.queries.valid)
+
+    def decode(self, features, memory, queries):
+        return detected(len(queries.valid))
 
     @nn.compact
     def detect_and_align(self, images, texts):

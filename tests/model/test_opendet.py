@@ -101,7 +101,8 @@ def test_detecting_needs_no_training_parts(tiny, tiny_params, tiny_images):
 
 def test_agreement_is_that_of_the_last_layer(tiny, tiny_params, tiny_images, tiny_objects):
     def both_ways(model: OpenDet):
-        detected, memory = model._detect(tiny_images)
+        features, memory, queries = model.look(tiny_images, deterministic=True)
+        detected = model.decode(features, memory, queries)
         aligned = model.align(detected.decoded, jnp.asarray(tiny_objects.texts), memory, deterministic=True)
         return detected, aligned[-1], model.detect_and_align(tiny_images, jnp.asarray(tiny_objects.texts))
 

@@ -1,0 +1,103 @@
+"""The real training step, at its full size, compiled for devices that may not be here."""
+
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from opendet_jax.batch import Batch, Images, Objects
+from opendet_jax.config import Config
+from opendet_jax.errors import InputError
+from opendet_jax.model.opendet import OpenDet
+from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.state import abstract_state
+from opendet_jax.train.step import jit_step, make_train_step
+
+
+class TooLargeError(InputError):
+    """A program that needs more memory than its device has; `needed` in bytes, where the compiler says."""
+
+    def __init__(self, message: str, needed: float | None):
+        super().__init__(message)
+        self.needed = needed
+
+
+class Program(NamedTuple):
+    """A compiled step and what is known of it without running it. Sizes are of one device, in bytes."""
+
+    compiled: Any
+    state: Any  # its TrainState of shapes
+    seconds: float  # of tracing and compiling
+
+    def stored(self, part: str) -> int:
+        """Of "params", "opt_state" or "average"."""
+        leaves = jax.tree.leaves(getattr(self.state, part))
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+    def memory(self) -> dict[str, int]:
+        """What the step needs, by XLA's own account: what lies there before it, after it and in between."""
+        found = self.compiled.memory_analysis()
+        arguments, results = found.argument_size_in_bytes, found.output_size_in_bytes - found.alias_size_in_bytes
+        return {
+            "parameters": self.stored("params"),
+            "optimizer": self.stored("opt_state"),
+            "average": self.stored("average"),
+            "arguments": arguments,
+            "activations": found.temp_size_in_bytes,
+            "code": found.generated_code_size_in_bytes,
+            "peak": arguments + results + found.temp_size_in_bytes + found.generated_code_size_in_bytes,
+        }
+
+    def cost(self, name: str) -> float | None:
+        """XLA's count of "flops" or "bytes accessed" on a device, a loop's rounds counted as it knows them (else one);
+        None where its compiler does not count."""
+        analysis = self.compiled.cost_analysis()
+        return float(analysis[name]) if analysis and name in analysis else None
+
+
+def largest_bucket(config: Config) -> tuple[int, int]:
+    """(H, W) of the padded pictures that need most."""
+    return max(config.data.buckets, key=math.prod)
+
+
+def abstract_batch(config: Config) -> Batch:
+    """Shapes of a batch of the largest bucket."""
+    of: Any = jax.ShapeDtypeStruct
+    data = config.data
+    height, width = largest_bucket(config)
+    images, slots = data.batch_size, (data.batch_size, data.max_objects)
+    return Batch(
+        Images(of((images, height, width, 3), jnp.uint8), of((images, height, width), jnp.bool_)),
+        Objects(
+            of((*slots, 4), jnp.float32),
+            of(slots, jnp.bool_),
+            of((*slots, config.model.text_width), jnp.float32),
+            of((*slots, data.max_name_tokens), jnp.int32),
+        ),
+    )
+
+
+def compile_step(config: Config, mesh: Mesh) -> Program:
+    """Traces, lowers and compiles the step for the mesh's devices.
+
+    Raises:
+      TooLargeError: the compiler found that a device's memory does not suffice.
+    """
+    model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+    start = time.perf_counter()
+    state = abstract_state(model, optimizer, config, mesh)
+    with jax.set_mesh(mesh):
+        step = jit_step(make_train_step(model, optimizer, config), state, mesh)
+        try:
+            compiled = step.lower(state, abstract_batch(config)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)[KMG]", str(error))
+            needed = float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]] if used else None
+            raise TooLargeError(f"does not fit: {used[0] if used else str(error)[:300]}", needed) from error
+    return Program(compiled, state, time.perf_counter() - start)

@@ -1,0 +1,50 @@
+"""Inference in two halves: the number of selected queries chooses the size of the second."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from opendet_jax import inference as inference_module
+from opendet_jax.config import Config, EvalConfig
+from opendet_jax.inference import Inference, Selection, slots_for
+from opendet_jax.model.opendet import OpenDet
+
+
+@pytest.mark.parametrize(
+    ("used", "slots", "chosen"),
+    [
+        (0, 900, 100), (1, 900, 100), (100, 900, 100), (101, 900, 300), (300, 900, 300), (301, 900, 900),
+        (900, 900, 900), (5, 24, 24), (24, 24, 24), (120, 300, 300), (99, 300, 100), (101, 200, 200),
+    ],
+)  # fmt: skip
+def test_the_batch_chooses_its_slots(used, slots, chosen):
+    valid = np.zeros((2, slots), bool)
+    valid[1, :used] = True
+    assert slots_for(valid) == chosen
+
+
+def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, tiny_images, monkeypatch):
+    model = OpenDet(replace(tiny, score_threshold=0.5))
+    config = Config(model=model.config, eval=EvalConfig(num_beams=2, max_new_tokens=3))
+    everything = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above=300)
+    whole, split = (Inference(model, tiny_params, config, str) for _ in range(2))
+    slots = []
+    for bias in (-9.0, 9.0, -9.0, 9.0):  # of the score: no token is an object, all are, …
+        score = tiny_params["query_selection"]["score"]
+        score = {**score, "bias": np.full_like(score["bias"], bias)}
+        params = {**tiny_params, "query_selection": {**tiny_params["query_selection"], "score": score}}
+        whole.params = split.params = jax.device_put(params)
+        monkeypatch.setattr(inference_module, "QUERY_SLOTS", ())
+        want = whole(tiny_images, [(64, 96), (48, 64)], everything)
+        monkeypatch.setattr(inference_module, "QUERY_SLOTS", (8, 16))
+        got = split(tiny_images, [(64, 96), (48, 64)], everything)
+        slots.append(slots_for(np.asarray(split._look(split.params, split.place(tiny_images))[-1].valid)))
+        for ours, theirs in zip(got, want, strict=True):
+            np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+            np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+            assert ours.names == theirs.names
+    assert slots == [8, 24, 8, 24]
+    assert (whole._decode_queries._cache_size(), split._decode_queries._cache_size()) == (1, 2)
+    assert split._look._cache_size() == split._generate._cache_size() == 1

@@ -1,0 +1,29 @@
+"""2,000 steps of the whole program: memory stays flat, nothing is compiled again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from opendet_jax.intact import steps
+from tests.reliability.programs import run_well
+
+STEPS, EVERY = 2000, 50
+SETTLED = 600  # steps, one evaluation among them: buffers have found their sizes
+MAY_GROW = 10.0  # MiB in a thousand steps
+
+
+@pytest.mark.slow
+def test_long_runs(tmp_path):
+    out = run_well(
+        tmp_path,
+        *(f"train.steps={STEPS}", f"train.log_every={EVERY}", "train.checkpoint_every=100", "train.eval_every=500"),
+        module="tests.reliability.long_run",
+    )
+    rows = [row for row in json.loads(out.splitlines()[-1]) if row["step"] > SETTLED]
+    assert len(rows) == (STEPS - SETTLED) // EVERY
+    assert len({row["compiled"] for row in rows}) == 1, "nothing is compiled once the first evaluation is over"
+    growth = np.polyfit([row["step"] for row in rows], [row["memory"] for row in rows], 1)[0] * 1000
+    print(f"{rows[-1]['compiled']} programs, {rows[-1]['memory']:.0f} MiB, {growth:+.1f} MiB in 1,000 steps")
+    assert growth < MAY_GROW
+    assert steps(tmp_path / "checkpoints")[-1] == STEPS

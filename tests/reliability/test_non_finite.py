@@ -1,0 +1,193 @@
+"""A loss or gradient that is not finite: refused before the update, reported, saved for replay; or skipped, counted."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opendet_jax.batch import Batch
+from opendet_jax.data.datasets import load_datasets
+from opendet_jax.data.pipeline import training_stream
+from opendet_jax.data.text_embeddings import make_embedder
+from opendet_jax.data.tokenizer import load_tokenizer
+from opendet_jax.intact import steps
+from opendet_jax.train.finite import REFUSED, NonFiniteError, keep_finite
+from opendet_jax.train.loop import train
+from opendet_jax.train.replay import replay
+from opendet_jax.train.replay_file import ReplayError, load_batch
+from opendet_jax.train.same_config import CheckpointError
+from opendet_jax.train.state import TrainState
+from tests.reliability.programs import assert_same_checkpoint, logged, tiny
+
+CONFIG = tiny(steps=6)
+
+
+def state(number: float, step: int = 5, refused: int = 0) -> TrainState:
+    moments = {"mu": jnp.full(3, number)}
+    return TrainState(jnp.int32(step), {"kernel": jnp.full(3, number)}, moments, jnp.int32(refused), moments)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_step_keeps_the_old_state(bad):
+    """Parameters, optimizer and average, to the last bit; only "skip" counts the step."""
+    terms = {"total": jnp.float32(1), "gradient_norm": jnp.float32(bad), "update_norm": jnp.float32(1)}
+    for policy, step in (("stop", 5), ("skip", 6)):
+        kept, found = jax.jit(keep_finite, static_argnames="policy")(state(1.5), state(np.nan, 6), terms, policy=policy)
+        want = replace(state(1.5), step=jnp.int32(step), refused=jnp.int32(1))
+        jax.tree.map(np.testing.assert_array_equal, kept, want)
+        assert int(found[REFUSED]) == 1
+
+
+def test_after_a_stop_no_step_is_taken():
+    """Steps that were sent before the host knows leave the state alone too, finite or not; "skip" goes on."""
+    terms = dict.fromkeys(("total", "gradient_norm", "update_norm"), jnp.float32(1))
+    kept, _ = keep_finite(state(1.5, refused=1), state(2.0, 6, 1), terms, "stop")
+    jax.tree.map(np.testing.assert_array_equal, kept, state(1.5, refused=2))
+    kept, _ = keep_finite(state(1.5, refused=1), state(2.0, 6, 1), terms, "skip")
+    jax.tree.map(np.testing.assert_array_equal, kept, state(2.0, 6, 1))
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> tuple[Path, str]:
+    """(workdir, message) of a run whose fifth batch is bad."""
+    monkeypatch.setenv("TOY_POISON", "5")
+    with pytest.raises(NonFiniteError) as error:
+        train(CONFIG, tmp_path / "run")
+    return tmp_path / "run", str(error.value)
+
+
+def test_stops_before_the_update(stopped, tmp_path, monkeypatch):
+    """With step, terms and images in the message; the steps before it are saved as if nothing had happened."""
+    workdir, message = stopped
+    images = load_batch(workdir / "non_finite" / "step_5.npz").image_ids.tolist()
+    terms = "gradient_norm, l1/layer_1, total, update_norm"
+    assert message.startswith(f"step 5: {terms} not finite; images {images}\n")
+    assert "--config.train.non_finite=skip goes on without it" in message
+    assert steps(workdir / "checkpoints") == [2, 4]
+    assert [row["step"] for row in logged(workdir)] == [1, 2, 3, 4]
+    monkeypatch.setenv("TOY_POISON", "0")
+    train(replace(CONFIG, train=replace(CONFIG.train, steps=4)), tmp_path / "good")
+    assert_same_checkpoint(workdir, tmp_path / "good", 4, CONFIG)
+
+
+def test_stops_at_a_step_between_checkpoints_and_log_lines(tmp_path, monkeypatch):
+    """The host sees it although it asks for nothing; the step before it gets a checkpoint of its own."""
+    monkeypatch.setenv("TOY_POISON", "4")
+    rare = replace(CONFIG, train=replace(CONFIG.train, steps=50, log_every=50, checkpoint_every=50))
+    with pytest.raises(NonFiniteError, match="step 4: "):
+        train(rare, tmp_path)
+    assert steps(tmp_path / "checkpoints") == [3]
+
+
+def test_the_last_step_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_POISON", "6")
+    with pytest.raises(NonFiniteError, match="step 6: "):
+        train(CONFIG, tmp_path)
+    assert steps(tmp_path / "checkpoints") == [2, 4, 5]
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_replay_shows_where_it_began(stopped, capsys):
+    workdir, _ = stopped
+    again = replace(CONFIG, train=replace(CONFIG.train, replay=str(workdir / "non_finite" / "step_5.npz")))
+    replay(again, workdir)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("step 5, from the checkpoint of step 4; images [") for line in lines)
+    assert "parameters: finite" in lines
+    assert any(line.startswith("batch: 24 of ") for line in lines), "the boxes"
+    assert any(line.split() == ["l1/layer_1", "nan", "←", "not", "finite"] for line in lines)
+    assert any(line.split()[0] == "naming" and "not finite" not in line for line in lines if line)
+    assert any(line.split() == ["name_generator", "finite"] for line in lines), "its loss does not know the boxes"
+    assert any(line.startswith("first: decoder, in ") for line in lines)
+
+
+def batch_of_step(workdir: Path, step: int) -> Batch:
+    """What training draws for a step, from the pictures of a run."""
+    mixture, _ = load_datasets(CONFIG, workdir)
+    tokenizer = load_tokenizer(CONFIG.data.tokenizer, CONFIG.model.t5.vocab_size)
+    embedder = make_embedder(CONFIG.data, CONFIG.model.text_width)
+    batches = iter(training_stream(mixture, CONFIG.data, tokenizer, embedder, CONFIG.train.seed))
+    return next(islice(batches, step - 1, None)).batch
+
+
+def test_replay_is_the_same_step(tmp_path, monkeypatch, capsys):
+    """Of a batch that turns out well: the very losses that training logs for it."""
+    monkeypatch.setenv("TOY_POISON", "5")
+    with pytest.raises(NonFiniteError):
+        train(CONFIG, tmp_path / "bad")
+    path = tmp_path / "bad" / "non_finite" / "step_5.npz"
+    monkeypatch.setenv("TOY_POISON", "0")
+    train(CONFIG, tmp_path / "good")
+    arrays = dict(np.load(path))
+    want, good = logged(tmp_path / "good")[4], batch_of_step(tmp_path / "good", 5)
+    np.testing.assert_array_equal(good.images.pixels, arrays["images.pixels"])
+    np.savez(path, **(arrays | {"objects.boxes": good.objects.boxes}))
+    replay(replace(CONFIG, train=replace(CONFIG.train, replay=str(path))), tmp_path / "bad")
+    printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
+    for name in ("total", "l1/layer_1", "naming", "gradient_norm"):
+        assert float(printed[name]) == pytest.approx(want[name], rel=1e-6)
+
+
+def test_replay_says_what_it_lacks(stopped, tmp_path):
+    workdir, _ = stopped
+    file = workdir / "non_finite" / "step_5.npz"
+    with pytest.raises(ReplayError, match=r"train\.replay is empty"):
+        replay(CONFIG, workdir)
+
+    def replay_of(path: Path) -> None:
+        replay(replace(CONFIG, train=replace(CONFIG.train, replay=str(path))), workdir)
+
+    with pytest.raises(ReplayError, match="no such file"):
+        replay_of(tmp_path / "nothing.npz")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(ReplayError, match="is not the file of a batch"):
+        replay_of(tmp_path / "text.npz")
+    (tmp_path / "cut.npz").write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ReplayError, match="is not the file of a batch"):
+        replay_of(tmp_path / "cut.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(ReplayError, match=r"has no array 'images\.pixels'"):
+        replay_of(tmp_path / "other.npz")
+    (workdir / "checkpoints" / "4").rename(tmp_path / "4")
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4 in"):
+        replay_of(file)
+
+
+def test_its_checkpoint_stays_as_long_as_its_file(stopped, monkeypatch):
+    workdir, _ = stopped
+    longer = replace(CONFIG.train, steps=12, non_finite="skip", keep_checkpoints=2, keep_best="")
+    train(replace(CONFIG, train=longer), workdir)
+    assert steps(workdir / "checkpoints") == [4, 10, 12]
+    (workdir / "non_finite" / "step_5.npz").unlink()
+    train(replace(CONFIG, train=replace(longer, steps=14)), workdir)
+    assert steps(workdir / "checkpoints") == [12, 14]
+
+
+def test_skips_and_counts(tmp_path, monkeypatch, caplog):
+    """The update is left out, the run goes on, also across a restart; the count is in the log."""
+    monkeypatch.setenv("TOY_POISON", "3")
+    skip = replace(CONFIG, train=replace(CONFIG.train, non_finite="skip"))
+    train(skip, tmp_path / "whole")
+    assert (
+        "skipped (1 so far): step 3: gradient_norm, l1/layer_1, total, update_norm not finite; images [" in caplog.text
+    )
+    rows = logged(tmp_path / "whole")
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    assert [set(row) for row in rows][2] == {"step", "naming", "skipped"}, "only what is finite is logged"
+    assert not (tmp_path / "whole" / "non_finite").exists()
+    train(replace(skip, train=replace(skip.train, steps=4)), tmp_path / "parts")
+    train(skip, tmp_path / "parts")
+    assert logged(tmp_path / "parts") == rows
+    assert_same_checkpoint(tmp_path / "parts", tmp_path / "whole", 6, skip)
+
+
+def test_a_stopped_run_goes_on_when_it_may_skip(stopped, monkeypatch):
+    workdir, _ = stopped
+    train(replace(CONFIG, train=replace(CONFIG.train, non_finite="skip")), workdir)
+    rows = logged(workdir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["skipped"] for row in rows[4:]] == [1, 1]

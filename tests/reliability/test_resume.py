@@ -1,0 +1,93 @@
+"""N steps, stop, a new process, N steps: bitwise the same as 2N steps. On other devices too it goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opendet_jax.config import Config
+from opendet_jax.intact import steps
+from tests.reliability.programs import (
+    WHOLE,
+    assert_same_run,
+    finish,
+    logged,
+    restored,
+    run_well,
+    start_processes,
+    tiny,
+)
+from tests.reliability.tiny import get_config
+
+FEWER, ALL = "train.steps=3", "train.steps=6"
+CONFIG = tiny(steps=6)
+
+
+def config_of(*overrides: str) -> Config:
+    """Those of the command line."""
+    values = get_config()
+    for override in overrides:
+        name, value = override.split("=")
+        section, field = name.split(".")
+        kind = type(values[section][field])
+        values[section][field] = kind(value)
+    return Config.from_dict(values)
+
+
+VARIANTS = {
+    "threads": ("data.threads=3", "data.prefetch=5"),
+    "accumulation_and_average": ("train.accumulate=2", "train.ema=0.9"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_and_half_is_the_whole(tmp_path, variant):
+    overrides = VARIANTS[variant]
+    run_well(tmp_path / "parts", FEWER, *overrides)
+    assert "continuing from step 3 of" in run_well(tmp_path / "parts", ALL, *overrides)
+    run_well(tmp_path / "whole", ALL, *overrides)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 6, config_of(ALL, *overrides))
+
+
+def test_with_two_processes(tmp_path):
+    """Bitwise too; and on one process a run of two goes on where it was."""
+
+    def both(workdir: Path, *overrides: str) -> None:
+        for done in [finish(process) for process in start_processes(workdir, 2, *overrides)]:
+            assert done.status == 0, done.err
+
+    both(tmp_path / "parts", FEWER)
+    both(tmp_path / "parts", ALL)
+    both(tmp_path / "whole", ALL)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 6, CONFIG)
+    out = run_well(tmp_path / "parts", "train.steps=8")
+    assert "continuing from step 6 of" in out
+    run_well(tmp_path / "alone", "train.steps=8")
+    (mixed, mixed_data), (alone, alone_data) = (
+        restored(tmp_path / name, 8, tiny(steps=8)) for name in ("parts", "alone")
+    )
+    assert mixed_data == alone_data
+    for left, right in zip(logged(tmp_path / "parts"), logged(tmp_path / "alone"), strict=True):
+        assert left["total"] == pytest.approx(right["total"], rel=1e-4)
+    np.testing.assert_allclose(mixed.params["decoder"]["bias"], alone.params["decoder"]["bias"], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [("data.threads=3",), ("train.accumulate=2", "train.ema=0.9")])
+def test_the_whole_model(tmp_path, overrides):
+    """The detector itself, with dropout, noise and denoising queries."""
+    run_well(tmp_path / "parts", "train.steps=2", *overrides, module=WHOLE)
+    run_well(tmp_path / "parts", "train.steps=4", *overrides, module=WHOLE)
+    run_well(tmp_path / "whole", "train.steps=4", *overrides, module=WHOLE)
+    config = config_of("train.steps=4", *overrides)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 4, config)
+    assert steps(tmp_path / "parts" / "checkpoints") == [2, 4]
+
+
+@pytest.mark.slow
+def test_the_whole_model_with_two_processes(tmp_path):
+    for name, last in (("parts", 2), ("parts", 4), ("whole", 4)):
+        processes = start_processes(tmp_path / name, 2, f"train.steps={last}", module=WHOLE)
+        for done in [finish(process) for process in processes]:
+            assert done.status == 0, done.err
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 4, tiny(steps=4))

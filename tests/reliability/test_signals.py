@@ -1,0 +1,142 @@
+"""SIGTERM and SIGINT: the step is finished, everything saved, exit 0 with a message; a second one leaves at once."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from opendet_jax.intact import steps
+from opendet_jax.train import run as run_module
+from opendet_jax.train.loop import train
+from opendet_jax.train.metrics import MetricsLog
+from opendet_jax.train.signals import Stopped, StopSignals
+from tests.reliability.programs import (
+    assert_same_run,
+    finish,
+    logged,
+    run_well,
+    saving,
+    start,
+    start_processes,
+    tiny,
+    wait_for,
+    wait_for_line,
+)
+
+CONFIG = tiny(steps=6, checkpoint_every=0)
+
+
+def kill_at_line(monkeypatch, step: int, number: int) -> None:
+    """This process gets a signal while it logs a step."""
+    write = MetricsLog.write
+
+    def write_and_kill(log, now, values):
+        write(log, now, values)
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_kill)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_step_is_finished_and_saved(tmp_path, monkeypatch, capfd, number):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        kill_at_line(patch, 3, number)
+        train(CONFIG, tmp_path / "run")
+    out, err = capfd.readouterr()
+    assert f"{number.name}: stopped after step 3 of 6, which is saved; the same command continues from it" in out
+    assert f"{number.name}: finishing the step, then saving; once more: leaving at once" in err
+    assert steps(tmp_path / "run" / "checkpoints") == [3]
+    assert not (tmp_path / "run" / "evaluations.jsonl").read_text()
+    assert signal.getsignal(number) is before, "the caller's own handler is back"
+    train(CONFIG, tmp_path / "run")
+    train(CONFIG, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 6, CONFIG)
+
+
+def test_an_evaluation_is_given_up(tmp_path, monkeypatch, capsys):
+    """It can be repeated; the state was saved before it began."""
+
+    def endless(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+
+    monkeypatch.setattr(run_module, "evaluate", endless)
+    began = time.monotonic()
+    train(tiny(steps=6, eval_every=2, checkpoint_every=0), tmp_path)
+    assert time.monotonic() - began < 300
+    assert "SIGTERM: stopped after step 2 of 6, which is saved" in capsys.readouterr().out
+    assert steps(tmp_path / "checkpoints") == [2]
+
+
+def test_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "load_datasets", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    train(CONFIG, tmp_path)
+    assert "SIGTERM: stopped before the first step; there is nothing to save" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_signals_only_where_they_may_interrupt():
+    with StopSignals() as signals, signals.deferred():
+        signals.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            signals.check()
+        with pytest.raises(Stopped), signals.interrupting():
+            raise AssertionError("what came before is not forgotten")
+
+
+def test_exit_status_and_the_second_signal(tmp_path):
+    """From outside: one signal ends with 0 and a checkpoint; two end at once, in the middle of a long step."""
+    workdir: Path = tmp_path / "run"
+    process = start(workdir, "train.steps=1000", TOY_SLEEP=0.05)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists() and len(logged(workdir)) >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.status == 0, done.err
+    message = re.search(r"SIGTERM: stopped after step (\d+) of 1000, which is saved", done.out)
+    assert message
+    assert steps(workdir / "checkpoints")[-1] == int(message[1])
+
+    process = start(workdir, "train.steps=1000", TOY_SLEEP=600)
+    wait_for_line("making batch", process)
+    process.send_signal(signal.SIGTERM)
+    wait_for_line("SIGTERM: finishing the step", process)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert time.monotonic() - sent < 5
+    assert done.status == 128 + signal.SIGINT
+    assert "SIGINT again: leaving; the newest complete checkpoint stays" in done.err
+    assert f"continuing from step {message[1]} of" in run_well(workdir, f"train.steps={int(message[1]) + 1}")
+
+
+def test_the_second_signal_in_the_middle_of_a_save(tmp_path):
+    """What was complete before stays usable."""
+    process = start(tmp_path, "train.steps=1000", "train.checkpoint_every=1", TOY_SLEEP=0.05)
+    wait_for(lambda: saving(tmp_path), process)
+    complete = steps(tmp_path / "checkpoints")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.status in (0, 128 + signal.SIGTERM), "two that come at once may count as one"
+    found = re.search(r"continuing from step (\d+) of", run_well(tmp_path, "train.steps=1"))
+    assert found
+    assert int(found[1]) >= complete[-1]
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_same_step(tmp_path):
+    """Whichever of them gets the signal."""
+    processes = start_processes(tmp_path, 2, "train.steps=100000", "train.checkpoint_every=0", TOY_SLEEP=0.05)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(logged(tmp_path)) >= 3, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    first, second = (finish(process) for process in processes)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    stopped = [re.search(r"SIGTERM: stopped after step (\d+)", done.out) for done in (first, second)]
+    assert stopped[0]
+    assert steps(tmp_path / "checkpoints") == [int(stopped[0][1])]

@@ -1,0 +1,78 @@
+"""The report of a compiled step, on this machine's CPU and with a model of three layers."""
+
+import jax
+import jaxtyping
+import pytest
+
+from opendet_jax.config import MeshConfig
+from opendet_jax.errors import InputError
+from opendet_jax.scaling import __main__ as command
+from opendet_jax.scaling.bounds import bound
+from opendet_jax.scaling.machines import MACHINES, Machine, TopologyError, describe
+from opendet_jax.scaling.program import TooLargeError, compile_step
+from opendet_jax.scaling.report import lines, measure, refused
+from opendet_jax.train.mesh import make_mesh
+from tests.reliability import toy
+from tests.reliability.programs import tiny
+
+MACHINE = Machine("cpu", "cpu", 1e9, 2.0**30, 1e9, 1e8, "made up")
+
+
+@pytest.fixture
+def point(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shapes stand in the place of arrays
+    toy.install(monkeypatch.setattr)
+    config = tiny(ema=0.9)
+    mesh = make_mesh(config.mesh)
+    program = compile_step(config, mesh)
+    return measure(config, "cpu:1", MACHINE, mesh, program), program
+
+
+def test_sizes_are_those_of_the_state(point):
+    found, program = point
+    parameters = sum(leaf.size * 4 for leaf in jax.tree.leaves(program.state.params))
+    assert found["memory"]["parameters"] == found["memory"]["average"] == parameters
+    moments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.opt_state))
+    assert found["memory"]["optimizer"] == moments >= 2 * parameters
+    assert found["memory"]["peak"] >= found["memory"]["arguments"] >= 4 * parameters
+    assert found["flops"] > 1000
+    assert found["collectives"] == {}
+    assert found["fits"]
+    assert (found["batch"], found["picture"], found["devices"]) == (2, [32, 32], 1)
+
+
+def test_the_bound_is_the_longest_of_three():
+    low = bound(MACHINE, flops=3e9, state_bytes=10**9, bytes_sent=1e8)
+    assert (low.compute, low.memory, low.communication) == (3.0, 2.0, 1.0)
+    assert (low.step, low.limit, low.communication_share) == (3.0, "compute", 1 / 6)
+    assert bound(MACHINE, None, 10**9, 3e8).limit == "communication"
+
+
+def test_it_can_be_read(point):
+    text = lines(point[0])
+    assert "never run: compiled ahead of time" in text
+    assert "fits in        1,024" in text or "fits in 1,024" in text
+    assert "Lower bound of the step's time (not a prediction)" in text
+    assert "none" in text  # collectives
+
+
+def test_a_program_that_does_not_fit_says_what_it_needs():
+    config = tiny()
+    mesh = make_mesh(config.mesh)
+    said = lines(refused(config, "cpu:1", MACHINE, mesh, TooLargeError("does not fit", 3.0 * 2**30)))
+    assert "DOES NOT FIT: it needs 3,072 MiB, a device has 1,024 MiB" in said
+    assert "needs more" in lines(refused(config, "cpu:1", MACHINE, mesh, TooLargeError("does not fit", None)))
+
+
+def test_axes_by_name():
+    assert command.mesh_config("data:4,fsdp:2") == MeshConfig(4, 2, 1)
+    assert command.mesh_config("data:-1") == MeshConfig(-1, 1, 1)
+    for wrong in ("model:2", "data", "data:x"):
+        with pytest.raises(InputError, match=f"--mesh={wrong}: must be axis:size"):
+            command.mesh_config(wrong)
+
+
+@pytest.mark.parametrize("name", ["a100:8", "v5e", "h100:eight", ""])
+def test_unknown_machines_are_refused(name):
+    with pytest.raises(TopologyError, match=f"--topology={name}: must be MACHINE:SHAPE.*{', '.join(MACHINES)}"):
+        describe(name)

@@ -1,0 +1,52 @@
+"""What the benchmarks count and print."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.comparison import Case, Ours, Result, compare, row
+from benchmarks.multiply_adds import products, seconds_alone, total
+
+
+def test_multiply_adds_of_products_convolutions_and_loops():
+    x = jnp.ones((5, 6))
+
+    def function(x):
+        y = x @ jnp.ones((6, 7))  # 210
+        y, _ = jax.lax.scan(lambda y, _: (y @ jnp.ones((7, 7)), None), y, length=3)  # 3 × 245
+        y = jax.lax.while_loop(lambda y: y.sum() < 0, lambda y: y @ jnp.ones((7, 7)), y)  # 4 × 245
+        image = jax.lax.conv(jnp.ones((1, 2, 8, 8)), jnp.ones((3, 2, 3, 3)), (1, 1), "VALID")  # 36·3 × 18
+        return y.sum() + image.sum()
+
+    work = products(jax.jit(function), x, rounds=4)
+    assert total(work) == 210 + 7 * 245 + 36 * 3 * 18
+    assert len(work) == 3  # scan's and the while loop's are the same product
+    assert seconds_alone(work) > 0
+
+
+def test_a_comparison_is_a_row_of_the_table(monkeypatch):
+    monkeypatch.setattr(
+        "benchmarks.comparison.memory", lambda module, case, side, cores: {"ours": 0.5, "peer": 1.25}[side]
+    )
+    calls = []
+    case = Case("sum", lambda: Ours(lambda: calls.append("ours"), 2.0), lambda: lambda: calls.append("peer"), least=0.5)
+    result = compare(case, "nothing", 1, repeats=3)
+    assert calls == ["ours", "peer"] + 3 * ["peer", "ours"]
+    assert len(result.ratios) == 3
+    cells = row(result).split(" | ")
+    assert (cells[0], cells[4], cells[5], cells[6]) == ("| sum", "0.5", "2", "– / –")
+    assert cells[7] == "1.25 / 0.5 |"
+
+
+def test_results_that_differ_end_a_comparison():
+    def differ(mine, theirs):
+        raise AssertionError(f"{mine} is not {theirs}")
+
+    case = Case("sum", lambda: Ours(lambda: 1, 0.0), lambda: lambda: 2, differ)
+    with pytest.raises(AssertionError, match="1 is not 2"):
+        compare(case, "nothing", 1)
+
+
+def test_work_without_a_peer_has_no_ratio():
+    result = Result("step", 2.0, [], None, None, 30.0, 1.0, 1.5, 4.0, None)
+    assert row(result) == "| step | – | 2 | – | – | 30 | 0.50 / 0.75 | – / 4 |"

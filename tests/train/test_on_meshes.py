@@ -1,0 +1,135 @@
+"""The same step on one device, on several, and in several processes; and what devices tell each other in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opendet_jax.scaling.collectives import Collective, collectives
+from tests.reliability.programs import free_port
+
+DEVICES = 8
+ONE = "1,1,1"
+QUICK = ("2,2,2",)
+OTHERS = ("2,1,1", "4,1,1", "8,1,1", "1,8,1", "1,1,2", "2,1,4", "2,4,1")
+RELATIVE = 1e-5
+
+
+def start(out: Path, devices: int, *arguments: str) -> subprocess.Popen:
+    # The programs run for a moment and compile for a minute: the least optimised machine code is the fastest.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags += " --xla_llvm_disable_expensive_passes=true"
+    command = [sys.executable, "-m", "tests.train.on_meshes", str(out), *arguments]
+    return subprocess.Popen(command, env={**os.environ, "XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """Results of one device and of the meshes of QUICK."""
+    out = tmp_path_factory.mktemp("meshes")
+    finish(start(out, DEVICES, ONE, *QUICK))
+    return out
+
+
+@pytest.fixture(scope="module")
+def others(quick) -> Path:
+    finish(start(quick, DEVICES, *OTHERS))
+    return quick
+
+
+@pytest.fixture(scope="module")
+def processes(quick, tmp_path_factory) -> Path:
+    """Two processes of two devices."""
+    out, port = tmp_path_factory.mktemp("processes"), free_port()
+    both = [start(out, 2, "2,2,1", f"--process={number},2,localhost:{port}") for number in range(2)]
+    for process in both:
+        finish(process)
+    return out
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Terms to 1e-5; gradients and parameters too, of each array by its norm.
+
+    Rounding leaves in an array whose parts cancel what it leaves in the parts: below 1e-5 of the whole gradient's norm
+    no relation to the array's own is asked for.
+    """
+    with np.load(one) as want, np.load(other) as got:
+        assert got.files == want.files
+        whole = np.sqrt(sum(np.square(want[name]).sum() for name in want.files if name.startswith("gradient:")))
+        for name in want.files:
+            kind, _, of = name.partition(":")
+            error, size = np.linalg.norm(got[name] - want[name]), np.linalg.norm(want[name])
+            if kind == "gradient":
+                size = max(size, 1e-5 * whole)
+            assert error <= RELATIVE * size, f"{kind} {of}: {error / size:.1e} of {size:.1e}"
+
+
+def shapes_of_parameters(results: Path) -> set[tuple[int, ...]]:
+    with np.load(results) as found:
+        return {found[name].shape for name in found.files if name.startswith("parameter:")}
+
+
+def inside(small: tuple[int, ...], shapes: set[tuple[int, ...]]) -> bool:
+    """Whether it is one of the shapes, or a part of one over an axis of two devices."""
+    return any(
+        len(small) == len(shape) and all(a in (b, b // 2, b // 4) for a, b in zip(small, shape, strict=True))
+        for shape in shapes
+    )
+
+
+@pytest.mark.parametrize("mesh", QUICK)
+def test_numbers_are_those_of_one_device(quick, mesh):
+    assert_same(quick / f"{ONE}.npz", quick / f"{mesh}.npz")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", OTHERS)
+def test_numbers_are_those_of_one_device_on_every_mesh(others, mesh):
+    assert_same(others / f"{ONE}.npz", others / f"{mesh}.npz")
+
+
+def test_numbers_of_two_processes_are_those_of_one_device(quick, processes):
+    assert_same(quick / f"{ONE}.npz", processes / "2,2,1.npz")
+
+
+def test_one_device_communicates_nothing(quick):
+    assert collectives((quick / f"{ONE}.hlo").read_text(), 1) == []
+
+
+def check_collectives(results: Path, program: Path, devices: int) -> list[Collective]:
+    """Parameters are gathered, sums are reduced; activations stay where they are."""
+    found = collectives(program.read_text(), devices)
+    parameters = shapes_of_parameters(results)
+    assert {c.kind for c in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
+    for c in found:
+        if c.kind == "all-gather":
+            for array in c.results:
+                assert inside(array.shape, parameters), f"gathers {array}, which is no parameter"
+    return found
+
+
+@pytest.mark.parametrize("mesh", QUICK)
+def test_only_parameters_are_gathered(quick, mesh):
+    found = check_collectives(quick / f"{ONE}.npz", quick / f"{mesh}.hlo", DEVICES)
+    assert {"all-reduce", "all-gather"} <= {c.kind for c in found}
+    tensor = int(mesh.split(",")[2])
+    assert all(c.group == tensor for c in found if c.in_loop), "loops of different lengths must not wait for others"
+
+
+@pytest.mark.slow
+def test_data_parallelism_only_sums(others):
+    found = check_collectives(others / f"{ONE}.npz", others / "8,1,1.hlo", DEVICES)
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert not any(c.in_loop for c in found)
+    gradient = sum(array.bytes for c in found for array in c.results if len(array.shape) > 0)
+    with np.load(others / f"{ONE}.npz") as one:
+        parameters = sum(one[name].nbytes for name in one.files if name.startswith("parameter:"))
+    assert gradient < 1.05 * parameters, "each gradient is summed once, and hardly anything else"
