@@ -61,7 +61,7 @@ def draw(results: list[Result]) -> None:
     from matplotlib.figure import Figure
 
     results = [result for result in results if result.ratios]
-    figure = Figure(figsize=(8, 0.6 * len(results) + 1.2), layout="constrained")
+    figure = Figure(figsize=(11, 0.42 * len(results) + 1), layout="constrained")
     axes = figure.subplots()
     places = range(len(results))
     ratios = [statistics.median(result.ratios) for result in results]
@@ -79,7 +79,7 @@ def draw(results: list[Result]) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
-    axes.set_xlabel("PyTorch's time / ours (line: lowest and highest round; red: wanted)")
+    axes.set_xlabel("PyTorch's time / ours; line: lowest and highest round, red: wanted")
     figure.savefig(CHART, dpi=120)
 
 

@@ -79,21 +79,22 @@ def compare(case: Case, module: str, cores: int, repeats: int | None = None) -> 
         del theirs
     del mine
     rounds = [(seconds(peer) if peer else 0.0, seconds(ours.run)) for _ in range(repeats or case.repeats)]
-    result = Result(
+    compile_seconds, work = ours.compile_seconds, ours.work
+    limits = (total(work) / matrix_rate(), seconds_alone(work)) if work else (None, None)
+    del ours, peer
+    gc.collect()  # the processes whose memory is measured need room
+    return Result(
         case.name,
         ours=statistics.median(mine for _, mine in rounds),
-        ratios=[theirs / mine for theirs, mine in rounds] if peer else [],
-        peer=statistics.median(theirs for theirs, _ in rounds) if peer else None,
+        ratios=[theirs / mine for theirs, mine in rounds] if case.peer else [],
+        peer=statistics.median(theirs for theirs, _ in rounds) if case.peer else None,
         least=case.least,
-        compile_seconds=ours.compile_seconds,
-        limit=total(ours.work) / matrix_rate() if ours.work else None,
-        own_limit=seconds_alone(ours.work) if ours.work else None,
+        compile_seconds=compile_seconds,
+        limit=limits[0],
+        own_limit=limits[1],
         our_memory=memory(module, case.name, "ours", cores),
-        peer_memory=memory(module, case.name, "peer", cores) if peer else None,
+        peer_memory=memory(module, case.name, "peer", cores) if case.peer else None,
     )
-    del ours, peer
-    gc.collect()
-    return result
 
 
 def matrix_rate(side: int = 1024, repeats: int = 7) -> float:

@@ -16,44 +16,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opendet_jax.ops.deformable_attention import deformable_attention, xla
 from opendet_jax.ops.deformable_attention.arguments import LevelShapes
+from opendet_jax.scaling.machines import describe
 
 HEADS, WIDTH = 8, 32
 PARTS = ("forward", "with gradients")
 KERNELS = {("H100", "forward"): 1, ("H100", "with gradients"): 2, ("v5e", "forward"): 1, ("v5e", "with gradients"): 3}
 KERNEL = r'custom_call_target="(__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi|tpu_custom_call)"'
 COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
-
-# What XLA wants to know of an H100 (SXM5, 80 GB), as protocol buffer text.
-H100 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 10 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 minor: 0 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  device_memory_size: 84978434048
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}
-"""
 
 
 class Case(NamedTuple):
@@ -151,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     machines = {
-        "H100": topologies.get_topology_desc("H100", "cuda", target_config=H100, topology="1x1x4").devices,
-        "v5e": topologies.get_topology_desc("v5e:2x2", "tpu").devices,
+        "H100": describe("h100:4")[1],
+        "v5e": describe("v5e:2x2")[1],
     }
     print("| compiled for | use | dtype | part | temporary memory, MiB | XLA's form, MiB | compile, s |")
     print("|---|---|---|---|---|---|---|")

@@ -244,8 +244,10 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
-    system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]", text)
-    return system[1] if system else text[:200]
+    system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]", text) or re.search(
+        r"([^:\[]+) \[os_error_code=", text
+    )
+    return system[1].strip() if system else text[:200]
 
 
 def _abstract(tree: Any) -> Any:

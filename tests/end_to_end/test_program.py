@@ -26,17 +26,6 @@ from tests.model.conftest import TINY
 STEPS = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one config share their compiled programs, also between processes."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        yield
-        jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Config:
     scenes = shipped("scenes_tiny")
@@ -203,6 +192,7 @@ def test_no_objects_to_train_on(config, tmp_path):
         train(replace(config, data=data), tmp_path / "run")
 
 
+@pytest.mark.slow  # tests/reliability has it all, with a smaller model
 def test_what_is_not_finite_stops_before_the_update(config, tmp_path):
     optimizer = replace(config.optimizer, detector_rate=1e30, backbone_rate=1e30, generator_rate=1e30, warmup_steps=0)
     with pytest.raises(NonFiniteError, match=r"step 1: update_norm not finite; images \["):

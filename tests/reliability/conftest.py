@@ -6,14 +6,15 @@ import pytest
 from tests.reliability import toy
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def compiled_once(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    """In a folder of their own: a process that is killed may leave half a program."""
+    before, folder = jax.config.jax_compilation_cache_dir, str(tmp_path_factory.mktemp("compiled"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         jax.config.update("jax_compilation_cache_dir", folder)
         yield
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ DEVICES = 8
 ONE = "1,1,1"
 QUICK = ("2,2,2",)
 OTHERS = ("2,1,1", "4,1,1", "8,1,1", "1,8,1", "1,1,2", "2,1,4", "2,4,1")
-RELATIVE = 1e-5
+RELATIVE, ZERO = 1e-5, 1e-7
 
 
 def start(out: Path, devices: int, *arguments: str) -> subprocess.Popen:
@@ -56,20 +56,19 @@ def processes(quick, tmp_path_factory) -> Path:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Terms to 1e-5; gradients and parameters too, of each array by its norm.
+    """Each array to 1e-5 of its norm: loss terms, gradients, parameters.
 
-    Rounding leaves in an array whose parts cancel what it leaves in the parts: below 1e-5 of the whole gradient's norm
-    no relation to the array's own is asked for.
+    A gradient below 1e-7 of the whole is zero but for rounding, which is all it holds: a bias in front of GroupNorm.
     """
     with np.load(one) as want, np.load(other) as got:
         assert got.files == want.files
         whole = np.sqrt(sum(np.square(want[name]).sum() for name in want.files if name.startswith("gradient:")))
         for name in want.files:
-            kind, _, of = name.partition(":")
             error, size = np.linalg.norm(got[name] - want[name]), np.linalg.norm(want[name])
-            if kind == "gradient":
-                size = max(size, 1e-5 * whole)
-            assert error <= RELATIVE * size, f"{kind} {of}: {error / size:.1e} of {size:.1e}"
+            if name.startswith("gradient:") and size < ZERO * whole:
+                assert np.linalg.norm(got[name]) < ZERO * whole, name
+            else:
+                assert error <= RELATIVE * size, f"{name}: {error / size:.1e} of {size:.1e}"
 
 
 def shapes_of_parameters(results: Path) -> set[tuple[int, ...]]:
@@ -96,6 +95,7 @@ def test_numbers_are_those_of_one_device_on_every_mesh(others, mesh):
     assert_same(others / f"{ONE}.npz", others / f"{mesh}.npz")
 
 
+@pytest.mark.slow
 def test_numbers_of_two_processes_are_those_of_one_device(quick, processes):
     assert_same(quick / f"{ONE}.npz", processes / "2,2,1.npz")
 
