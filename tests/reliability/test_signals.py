@@ -26,6 +26,7 @@ from tests.reliability.programs import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.slow  # minutes
 CONFIG = tiny(steps=6, checkpoint_every=0)
 
 
@@ -129,7 +130,6 @@ def test_the_second_signal_in_the_middle_of_a_save(tmp_path):
     assert int(found[1]) >= complete[-1]
 
 
-@pytest.mark.slow
 def test_all_processes_stop_at_the_same_step(tmp_path):
     """Whichever of them gets the signal."""
     processes = start_processes(tmp_path, 2, "train.steps=100000", "train.checkpoint_every=0", TOY_SLEEP=0.05)

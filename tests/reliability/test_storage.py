@@ -17,6 +17,7 @@ from opendet_jax.train.loop import train
 from opendet_jax.train.metrics import LogError, MetricsLog
 from tests.reliability.programs import Finished, assert_same_checkpoint, run, tiny
 
+pytestmark = pytest.mark.slow  # minutes
 CONFIG = tiny(steps=6)
 # A small disk of its own at $0; what is on it is copied to $COPY, because it goes with the process.
 FULL = 'mount -t tmpfs -o size=$SIZE none "$0" || exit 99; "$@"; status=$?; cp -r "$0" "$COPY"; exit $status'

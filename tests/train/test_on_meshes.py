@@ -11,6 +11,7 @@ import pytest
 from opendet_jax.scaling.collectives import Collective, collectives
 from tests.reliability.programs import free_port
 
+pytestmark = pytest.mark.slow  # minutes
 DEVICES = 8
 ONE = "1,1,1"
 QUICK = ("2,2,2",)
@@ -89,13 +90,11 @@ def test_numbers_are_those_of_one_device(quick, mesh):
     assert_same(quick / f"{ONE}.npz", quick / f"{mesh}.npz")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", OTHERS)
 def test_numbers_are_those_of_one_device_on_every_mesh(others, mesh):
     assert_same(others / f"{ONE}.npz", others / f"{mesh}.npz")
 
 
-@pytest.mark.slow
 def test_numbers_of_two_processes_are_those_of_one_device(quick, processes):
     assert_same(quick / f"{ONE}.npz", processes / "2,2,1.npz")
 
@@ -124,7 +123,6 @@ def test_only_parameters_are_gathered(quick, mesh):
     assert all(c.group == tensor for c in found if c.in_loop), "loops of different lengths must not wait for others"
 
 
-@pytest.mark.slow
 def test_data_parallelism_only_sums(others):
     found = check_collectives(others / f"{ONE}.npz", others / "8,1,1.hlo", DEVICES)
     assert {c.kind for c in found} == {"all-reduce"}
