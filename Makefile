@@ -35,7 +35,7 @@ lint: .venv/test
 golden: .venv/test
 	$(BIN)/python -m tests.golden.parameters
 
-# Beside PyTorch, on an otherwise quiet machine: about 45 minutes. Writes docs/benchmarks.md and its pictures.
+# Beside PyTorch, on an otherwise quiet machine; it takes long. Writes docs/benchmarks.md and its pictures.
 bench: .venv/test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth

@@ -1,4 +1,4 @@
-"""All comparisons with PyTorch, one after the other, into docs/benchmarks.md and its chart. Takes about half an hour.
+"""All comparisons with PyTorch, one after the other, into docs/benchmarks.md and its chart.
 
 python -m benchmarks
 python -m benchmarks --reuse runs/benchmarks.jsonl    # only the page and the chart, from results that are there

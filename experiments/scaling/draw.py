@@ -1,6 +1,7 @@
 """The table and the picture of docs/scaling.md from the points of run.py: `python -m experiments.scaling.draw`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ HEADER = (
 def main() -> None:
     files = [FOLDER / f"{point.name}.json" for point in POINTS]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    if not found:
+        sys.exit(f"error: {FOLDER} holds no point; python -m experiments.scaling.run makes them")
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join([HEADER, *map(row, found)])
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{after}", encoding="utf-8")
+    shown = f"{table}\n\n![Memory, bound and communication]({PICTURE.name})"
+    PAGE.write_text(f"{before}{BEGIN}\n{shown}\n\n{END}{after}", encoding="utf-8")
     draw(found)
     print(f"{len(found)} of {len(POINTS)} points in {PAGE} and {PICTURE}")
 
@@ -68,7 +72,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     middle.set_xscale("log")
     middle.set_xlabel("lower bound of the time an image, ms")
     right.barh(places, [100 * point["bound"]["communication_share"] for point in whole], color=colours)
-    right.set_xlabel("share of communication, % (nothing overlapping)")
+    right.set_xlabel("communication, % if nothing overlaps")
     left.set_yticks(places, labels, fontsize=8)
     left.invert_yaxis()
     figure.suptitle("Training step, compiled ahead of time and never run", fontsize=10)
