@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from benchmarks.multiply_adds import Product, seconds_alone, total
 
 Run = Callable[[], Any]  # the work once, waiting for its end
@@ -78,7 +80,8 @@ def compare(case: Case, module: str, cores: int, repeats: int | None = None) -> 
             case.agree(mine, theirs)
         del theirs
     del mine
-    rounds = [(seconds(peer) if peer else 0.0, seconds(ours.run)) for _ in range(repeats or case.repeats)]
+    bar = tqdm(range(repeats or case.repeats), desc=case.name, unit="round", leave=False)
+    rounds = [(seconds(peer) if peer else 0.0, seconds(ours.run)) for _ in bar]
     compile_seconds, work = ours.compile_seconds, ours.work
     limits = (total(work) / matrix_rate(), seconds_alone(work)) if work else (None, None)
     del ours, peer

@@ -12,6 +12,9 @@ install_import_hook("opendet_jax", "beartype.beartype")
 
 from opendet_jax.compilation import enable_cache  # noqa: E402  (imported under the hook)
 
+# Most tests run for a moment what takes a minute to compile, and so do the programs that they start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 enable_cache()  # modules and processes share what they compile
 pytest_plugins = ("tests.parity.plugin",)
 

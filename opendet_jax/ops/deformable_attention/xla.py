@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.ops.deformable_attention.arguments import LevelShapes, level_starts
 
+ROWS_AT_ONCE = 12_800  # summands of the value's gradient, 128 bytes each at width 32: they stay in the cache
+
 
 class Point(NamedTuple):
     """One sampling point of every query and head, and the level it reads."""
@@ -99,6 +101,43 @@ def forward(
     return total.reshape(batch, -1, heads * width).astype(value.dtype)
 
 
+def _spread(
+    total: Float[Array, "R d"], points: Point, cotangent: Float[Array, "B Q H d"], tokens: int
+) -> Float[Array, "R d"]:
+    """`total` with what each point gives back to its four cells; `points` has the axis to scan over in front.
+
+    XLA writes all summands of a scatter-add before it adds the first: so a part of the queries at a time.
+    """
+    batch, queries, heads, _ = cotangent.shape
+    parts = -(-batch * queries * heads // ROWS_AT_ONCE)
+    each = -(-queries // parts)
+
+    def cut(x: Array, axis: int, part: Int[Array, ""]) -> Array:
+        return lax.dynamic_slice_in_dim(x, part * each, each, axis)
+
+    def padded(x: Array, axis: int) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, parts * each - queries)
+        return jnp.pad(x, widths)
+
+    points = points._replace(location=padded(points.location, 2), weight=padded(points.weight, 2))
+    cotangent = padded(cotangent, 1)
+
+    def add_part(part, total):
+        own = points._replace(location=cut(points.location, 2, part), weight=cut(points.weight, 2, part))
+        given = cut(cotangent, 1, part)
+
+        def add_point(total, point: Point):
+            for corner in _corners(point, tokens):
+                amount = (point.weight * corner.share)[..., None] * given
+                total = total.at[corner.row].add(amount, mode="promise_in_bounds")
+            return total, None
+
+        return lax.scan(add_point, total, own)[0]
+
+    return lax.fori_loop(0, parts, add_part, total)
+
+
 def backward(
     value: Float[Array, "B S H d"],
     locations: Float[Array, "B Q H L P 2"],
@@ -112,12 +151,6 @@ def backward(
     rows = value.reshape(-1, width)
     cotangent = cotangent.reshape(batch, -1, heads, width).astype(jnp.float32)
     points = _points(level_shapes, locations, weights)
-
-    def spread(total, point: Point):
-        for corner in _corners(point, tokens):
-            amount = (point.weight * corner.share)[..., None] * cotangent
-            total = total.at[corner.row].add(amount, mode="promise_in_bounds")
-        return total, None
 
     def worth(factor: Callable[[Corner], Float[Array, "B Q H"]]) -> Float[Array, "LP B Q H"]:
         """⟨cotangent, Σ factor · value of the cell⟩ over the four cells of every point."""
@@ -133,7 +166,7 @@ def backward(
 
     # Four loops, because XLA's CPU compiler makes one pass in vector registers of four reads that are summed, and five
     # slow ones of four reads with three uses; so are its sums along a last axis, but not its products with ones.
-    to_rows, _ = lax.scan(spread, jnp.zeros(rows.shape, jnp.float32), points)
+    to_rows = _spread(jnp.zeros(rows.shape, jnp.float32), points, cotangent, tokens)
     to_weights = worth(lambda corner: corner.along_x * corner.along_y)
     to_x = worth(lambda corner: (1 if corner.right else -1) * corner.along_y)
     to_y = worth(lambda corner: (1 if corner.below else -1) * corner.along_x)
