@@ -23,7 +23,7 @@ from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import to_corners
 from opendet_jax.ops.nms import nms
 
-NAMING_CHUNK = 64  # prompts that a device names in one call; one size, hence one compilation
+NAMING_CHUNK = 100  # prompts that a device names in one call, as many as are shown; one size, hence one compilation
 QUERY_SLOTS = (100, 300)  # sizes of the second half's programs; one more has all `model.max_queries`
 
 

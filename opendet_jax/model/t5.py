@@ -18,7 +18,9 @@ from opendet_jax.model.lora import LoRAEmbedding, LoRAHead
 
 RMS_EPSILON = 1e-6
 MASKED = float(np.finfo(np.float32).min)  # finite: a row with every key masked stays a number
-Cache = tuple[tuple[Array, Array], ...]  # keys and values of each decoder block, [R, H, N, K, d]
+# Keys [R, H, d, NK] and values [R, H, NK, d] of each decoder block: as the products want them, and one array with every
+# position of every beam. Any other shape is copied, several times a step, before it is multiplied.
+Cache = tuple[tuple[Array, Array], ...]
 
 
 def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
@@ -108,21 +110,17 @@ class Attention(nn.Module):
         position: Int[Array, ""],
         visible: Bool[Array, "R K NK"],
         bias: Float[Array, "H 1 NK"],
-        cache: tuple[Float[Array, "R H N K d"], Float[Array, "R H N K d"]],
-    ) -> tuple[Float[Array, "R K E"], tuple[Float[Array, "R H N K d"], Float[Array, "R H N K d"]]]:
+        cache: tuple[Float[Array, "R H d NK"], Float[Array, "R H NK d"]],
+    ) -> tuple[Float[Array, "R K E"], tuple[Float[Array, "R H d NK"], Float[Array, "R H NK d"]]]:
         """One token of each beam, written to the cache at `position`; `visible` picks the beam's own past from it."""
-        rows, heads, length, beams, width = cache[0].shape
-        corner = (0, 0, position, 0, 0)
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, self._split(project(x))[:, :, None], corner)
-            for old, project in zip(cache, (self.k, self.v), strict=True)
-        )
+        place = position * x.shape[1]
+        keys = jax.lax.dynamic_update_slice_in_dim(cache[0], self._split(self.k(x)).swapaxes(2, 3), place, axis=3)
+        values = jax.lax.dynamic_update_slice_in_dim(cache[1], self._split(self.v(x)), place, axis=2)
         queries = self._split(self.q(x))
-        flat = (rows, heads, length * beams, width)
-        scores = jnp.einsum("rhkd,rhmd->rhkm", queries, keys.reshape(flat), preferred_element_type=jnp.float32)
+        scores = jnp.einsum("rhkd,rhdm->rhkm", queries, keys, preferred_element_type=jnp.float32)
         scores = jnp.where(visible[:, None], scores + bias, MASKED)
         weights = nn.softmax(scores).astype(self.dtype)
-        mixed = jnp.einsum("rhkm,rhmd->rhkd", weights, values.reshape(flat))
+        mixed = jnp.einsum("rhkm,rhmd->rhkd", weights, values)
         return self.o(self._join(mixed)), (keys, values)
 
     def _split(self, x: Float[Array, "R T inner"]) -> Float[Array, "R H T d"]:
@@ -311,9 +309,10 @@ class T5(nn.Module):
     def start(self, memory: Float[Array, "R 1 E"], num_beams: int, length: int) -> tuple[Decoding, Cache]:
         """Constants and the empty cache for `length` calls of `step`."""
         cross = tuple(block.layer[1].EncDecAttention.constant(memory) for block in self.decoder.block)
-        shape = (memory.shape[0], self.config.num_heads, length, num_beams, self.config.head_width)
-        empty = jnp.zeros(shape, self.dtype)
-        cache = tuple((empty, empty) for _ in self.decoder.block)
+        heads, past = (memory.shape[0], self.config.num_heads), length * num_beams
+        keys = jnp.zeros((*heads, self.config.head_width, past), self.dtype)
+        values = jnp.zeros((*heads, past, self.config.head_width), self.dtype)
+        cache = tuple((keys, values) for _ in self.decoder.block)
         return Decoding(cross, self.decoder.position_bias(length), self.lm_head.merged()), cache
 
     def step(

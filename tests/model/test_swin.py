@@ -1,12 +1,14 @@
 """Swin: stochastic depth, shifted windows and published sizes; tests/parity has its numbers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from opendet_jax.config import SwinConfig
-from opendet_jax.model.swin import PatchMerging, Swin, shifted_regions
+from opendet_jax.model.swin import PatchMerging, Swin, gelu, shifted_regions
 
 TINY = SwinConfig(embed_dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=3, drop_path_rate=0.3)
 
@@ -26,6 +28,15 @@ def test_published_sizes(embed_dim, depth, heads, window, millions):
     assert round(count(shapes) / 1e6, 1) == millions
     maps = jax.eval_shape(lambda: Swin(config).init_with_output(jax.random.key(0), images)[0])
     assert [m.shape for m in maps] == [(1, 64 // s, 64 // s, embed_dim * s // 4) for s in (8, 16, 32)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_derivative_are_jaxs_bit_for_bit(dtype):
+    x, cotangent = 3 * jax.random.normal(jax.random.key(0), (2, 10_000), dtype)
+    ours, pull = jax.vjp(gelu, x)
+    theirs, pull_theirs = jax.vjp(partial(jax.nn.gelu, approximate=False), x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(pull(cotangent)[0], pull_theirs(cotangent)[0])
 
 
 def test_drop_path_needs_a_key_and_drops_whole_samples():

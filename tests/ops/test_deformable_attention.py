@@ -1,11 +1,13 @@
 """The public operation against the oracle: values, gradients, dtypes, transformations and what lies outside the map."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opendet_jax.ops.deformable_attention import deformable_attention, reference
+from opendet_jax.ops.deformable_attention import deformable_attention, reference, xla
 from tests.ops.deformable_attention_cases import SHAPES, arguments, assert_equal_to_rounding, with_gradients
 
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -17,6 +19,14 @@ oracle = with_gradients(reference.deformable_attention)
 def test_equals_the_oracle_with_gradients(seed):
     args = arguments(seed)
     assert_equal_to_rounding(fast(*args), oracle(*args))
+
+
+@pytest.mark.parametrize("rows", [1, 10, 1000])
+def test_the_gradients_are_those_of_all_parts_of_the_queries(monkeypatch, rows):
+    args = arguments()
+    monkeypatch.setattr(xla, "ROWS_AT_ONCE", rows)  # of 36
+    gradients = jax.jit(partial(xla.backward, level_shapes=SHAPES))(*args)
+    assert_equal_to_rounding(gradients, oracle(*args)[1:])
 
 
 def test_gradient_equals_finite_differences():
