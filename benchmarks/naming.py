@@ -44,7 +44,7 @@ def ours(rows: int, name_length: int | None) -> Ours:
     import jax.numpy as jnp
 
     from opendet_jax.config import T5Config
-    from opendet_jax.inference import NAMING_CHUNK
+    from opendet_jax.inference import NAMING_CHUNKS
     from opendet_jax.model.beam_search import END, beam_search
     from opendet_jax.model.t5 import T5
 
@@ -62,19 +62,20 @@ def ours(rows: int, name_length: int | None) -> Ours:
 
         return beam_search(next_logits, cache, chunk.shape[0], BEAMS, TOKENS)
 
-    chunk = prompts()[:NAMING_CHUNK]
+    size = NAMING_CHUNKS[-1]
+    chunk = prompts()[:size]
     _, seconds = compiled(generate, params, chunk)
     program = jax.jit(generate)
     params = jax.device_put(params)
-    chunks = [prompts()[i : min(i + NAMING_CHUNK, rows)] for i in range(0, rows, NAMING_CHUNK)]
-    chunks = [np.pad(c, ((0, NAMING_CHUNK - len(c)), (0, 0), (0, 0)), mode="edge") for c in chunks]
+    chunks = [prompts()[i : min(i + size, rows)] for i in range(0, rows, size)]
+    chunks = [np.pad(c, ((0, size - len(c)), (0, 0), (0, 0)), mode="edge") for c in chunks]
 
     def run():
         sequences = [np.asarray(program(params, chunk)[0]) for chunk in chunks]
         return np.concatenate(sequences)[:rows]
 
     a_chunk = products(generate, params, chunk, rounds=name_length or TOKENS)
-    work = [replace(product, times=product.times * rows / NAMING_CHUNK) for product in a_chunk]
+    work = [replace(product, times=product.times * rows / size) for product in a_chunk]
     return Ours(run, seconds, work)
 
 

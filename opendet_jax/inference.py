@@ -23,7 +23,7 @@ from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import to_corners
 from opendet_jax.ops.nms import nms
 
-NAMING_CHUNK = 100  # prompts that a device names in one call, as many as are shown; one size, hence one compilation
+NAMING_CHUNKS = (10, 30, 100)  # prompts that a device names in one call, a program for each size
 QUERY_SLOTS = (100, 300)  # sizes of the second half's programs; one more has all `model.max_queries`
 
 
@@ -166,9 +166,10 @@ class Inference:
         """The names of each VL-prompt and their scores, from best to worst beam."""
         names: list[list[str]] = []
         scores = [np.zeros((0, self.config.eval.num_beams), np.float32)]
-        size = NAMING_CHUNK * self._mesh.size
-        for start in range(0, len(prompts), size):
-            chunk = prompts[start : start + size]
+        sizes = [chunk * self._mesh.size for chunk in NAMING_CHUNKS]
+        for start in range(0, len(prompts), sizes[-1]):
+            chunk = prompts[start : start + sizes[-1]]
+            size = next(size for size in sizes if len(chunk) <= size)
             # Filled up with a row that is named anyway: it ends when that one does.
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
             tokens, beam_scores = jax.device_get(self._generate(self.params, self.place(padded)))

@@ -72,7 +72,7 @@ EVERYTHING = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(inference_module, "NAMING_CHUNK", 4)
+    monkeypatch.setattr(inference_module, "NAMING_CHUNKS", (2, 4))
 
 
 def spread(batch, queries, seed=0):
@@ -100,6 +100,16 @@ def test_sorted_by_score_over_several_chunks_and_images():
         assert (np.diff(one.scores) <= 0).all()
         assert one.boxes.shape == (7, 4)
         assert one.name_scores.shape == (7, BEAMS)
+
+
+def test_a_program_for_each_size_of_chunk_names_any_number_of_prompts():
+    inference = scripted(spread(1, 2), [[1.0, 0.0]])
+    for rows in range(10):
+        prompts = np.stack([np.zeros(rows), np.arange(rows)], axis=-1).astype(np.float32)
+        names, scores = inference.name(prompts)
+        assert [beams[0] for beams in names] == [f"image 0 query {row} beam 0" for row in range(rows)]
+        assert scores.shape == (rows, BEAMS)
+    assert inference._generate._cache_size() == 2
 
 
 def test_only_the_best_valid_ones_are_kept():
@@ -168,11 +178,3 @@ def test_fits_the_model():
     tokens, scores = jax.eval_shape(inference._names, params, np.zeros((4, width), np.float32))
     assert tokens.shape == (4, limits.num_beams, 1 + limits.max_new_tokens)
     assert scores.shape == (4, limits.num_beams)
-
-
-def test_naming_compiles_once_whatever_is_kept():
-    inference = scripted(spread(2, 6), np.linspace(-2, 2, 12).reshape(2, 6))
-    for limit in (1, 3, 6):
-        selection = Selection(max_detections=limit, min_score=0.0, nms_iou=0.9, nms_above=300)
-        inference(images(2), [(10, 10)] * 2, selection)
-    assert inference._generate._cache_size() == 1
