@@ -218,7 +218,7 @@ def test_a_killed_process_is_continued(tmp_path):
 
 def test_an_interrupted_process_says_what_is_kept(tmp_path):
     published.visual_genome(tmp_path / "vg", images=40, size=1500)
-    process = run(tmp_path, "--images_per_shard=4", "--workers=1")
+    process = run(tmp_path, "--images_per_shard=1", "--workers=1")
     deadline = time.monotonic() + 60
     while len(shards(tmp_path / "out")) < 2 and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -226,7 +226,7 @@ def test_an_interrupted_process_says_what_is_kept(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     finished = len(shards(tmp_path / "out"))
-    expected = f"out: stopped; {finished} of 10 shards are finished and kept, the same command goes on"
+    expected = f"out: stopped; {finished} of 40 shards are finished and kept, the same command goes on"
     assert errors.splitlines()[-1].endswith(expected)
     assert "Traceback" not in errors
 
