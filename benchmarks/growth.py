@@ -89,17 +89,17 @@ def measure(side: int, queries: int, batch: int, tokens: int) -> dict[str, float
 def draw(found: dict[str, list[dict[str, float]]]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(found), 3.4), layout="constrained")
-    for axes, (subject, points) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
-        values = [point["value"] for point in points]
-        axes.plot(values, [point["seconds"] for point in points], "o-", color="#3b6ea5")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    for axes, (subject, points) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
+        values, seconds, gib = ([point[key] for point in points] for key in ("value", "seconds", "memory"))
+        axes.plot(values, seconds, "o-", color="#3b6ea5")
         axes.set_xlabel(subject)
         axes.set_ylabel("seconds", color="#3b6ea5")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(seconds))
         memory = axes.twinx()
-        memory.plot(values, [point["memory"] for point in points], "s--", color="#c0504d")
+        memory.plot(values, gib, "s--", color="#c0504d")
         memory.set_ylabel("peak memory, GiB", color="#c0504d")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * max(gib))
     figure.savefig(CHART, dpi=120)
 
 
