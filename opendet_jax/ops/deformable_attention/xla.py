@@ -109,7 +109,7 @@ def _spread(
     XLA writes all summands of a scatter-add before it adds the first: so a part of the queries at a time.
     """
     batch, queries, heads, _ = cotangent.shape
-    parts = -(-batch * queries * heads // ROWS_AT_ONCE)
+    parts = max(1, -(-batch * queries * heads // ROWS_AT_ONCE))
     each = -(-queries // parts)
 
     def cut(x: Array, axis: int, part: Int[Array, ""]) -> Array:
