@@ -56,7 +56,7 @@ venv: .venv/test
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@
 
-.venv-compile/done: benchmarks/requirements-compile.txt
+.venv-compile/done: benchmarks/requirements-compile.txt requirements.txt
 	$(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/pip install -q -r $<
 	touch $@

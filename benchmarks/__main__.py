@@ -1,7 +1,7 @@
-"""All comparisons with PyTorch, one after the other, into docs/benchmarks.md and its chart.
+"""All comparisons with PyTorch, then loader and evaluation, one after the other, into docs/benchmarks.md and its chart.
 
 python -m benchmarks
-python -m benchmarks --reuse runs/benchmarks.jsonl    # only the page and the chart, from results that are there
+python -m benchmarks --reuse    # only the page and the chart, from the results that are there
 """
 
 import argparse
@@ -16,37 +16,59 @@ from pathlib import Path
 
 from benchmarks.comparison import HEADER, Result, row
 
-MODULES = ("deformable_attention", "swin", "encoder", "detection", "training_step", "naming")
+COMPARISONS = ("deformable_attention", "swin", "encoder", "detection", "training_step", "naming")
+TABLES = ("loader", "evaluation")  # they print their own
 PAGE, CHART = Path("docs/benchmarks.md"), Path("docs/benchmarks.png")
-BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reuse", type=Path, help="results of an earlier run")
-    parser.add_argument("--results", type=Path, default=Path("runs/benchmarks.jsonl"), help="default: %(default)s")
+    parser.add_argument("--reuse", action="store_true", help="measure nothing: take what an earlier run left")
+    parser.add_argument("--results", type=Path, default=Path("runs/benchmarks"), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    file = arguments.reuse or arguments.results
+    folder: Path = arguments.results
+    file = folder / "comparisons.jsonl"
     if not arguments.reuse:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-        for module in MODULES:  # a process each: none inherits another's memory
-            command = [sys.executable, "-m", f"benchmarks.{module}", "--json", str(file)]
-            subprocess.run(command, check=True)
+        measure(folder, file)
     results = [Result(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-    write_page(results)
+    heading = (folder / "heading.txt").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    page = filled(page, "comparisons", "\n".join([heading, HEADER, *map(row, results)]))
+    for name in TABLES:
+        page = filled(page, name, (folder / f"{name}.md").read_text(encoding="utf-8").strip())
+    PAGE.write_text(page, encoding="utf-8")
     draw(results)
 
 
-def write_page(results: list[Result]) -> None:
-    """The table takes its place in the page; the words around it stay."""
+def measure(folder: Path, file: Path) -> None:
+    """Runs every benchmark, each in a process of its own: none inherits another's memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    (folder / "heading.txt").write_text(heading_of_run(), encoding="utf-8")
+    for module in COMPARISONS:
+        subprocess.run([sys.executable, "-m", f"benchmarks.{module}", "--json", str(file)], check=True)
+    for module in TABLES:
+        command = [sys.executable, "-m", f"benchmarks.{module}"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        print(f"\n{module}\n\n{done.stdout}")
+        (folder / f"{module}.md").write_text(done.stdout, encoding="utf-8")
+
+
+def heading_of_run() -> str:
+    """Machine, day, commit and versions."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "transformers"))
-    origin = f"`make bench`, {machine()}, {date.today()}, commit {commit.stdout.strip()}; {versions}; float32.\n"
-    table = "\n".join([HEADER, *map(row, results)])
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}{origin}\n{table}\n{END}{after}", encoding="utf-8")
+    return f"`make bench`, {machine()}, {date.today()}, commit {commit.stdout.strip()}; {versions}; float32.\n"
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """The page with `text` between its marks of that name; the words around them stay."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{PAGE} has no place for a table: {begin.strip()} … {end.strip()}")
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def machine() -> str:

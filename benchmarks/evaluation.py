@@ -136,8 +136,8 @@ def peak() -> int:
 
 
 def compare(size: Size) -> None:
-    print("protocol | ours, CPU s | package, CPU s | ratio | ours, MiB | package, MiB | largest difference")
-    print("---|---|---|---|---|---|---")
+    print("| protocol | ours, CPU s | package, CPU s | ratio | ours, MiB | package, MiB | largest difference |")
+    print("|---|---|---|---|---|---|---|")
     for protocol in ("lvis", "coco"):
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             mine, theirs = pool.starmap(measure, [(ours, protocol, size), (package, protocol, size)], chunksize=1)
@@ -145,8 +145,8 @@ def compare(size: Size) -> None:
             abs((mine.metrics[key] or 0) - (value or 0)) for key, value in theirs.metrics.items() if key in mine.metrics
         ]
         print(
-            f"{protocol} | {mine.seconds:.2f} | {theirs.seconds:.2f} | {theirs.seconds / mine.seconds:.0f}× | "
-            f"{mine.before} → {mine.peak} | {theirs.before} → {theirs.peak} | {max(differences):.1g}"
+            f"| {protocol} | {mine.seconds:.2f} | {theirs.seconds:.2f} | {theirs.seconds / mine.seconds:.0f}× | "
+            f"{mine.before} → {mine.peak} | {theirs.before} → {theirs.peak} | {max(differences):.1g} |"
         )
 
 
@@ -157,7 +157,7 @@ def stream(size: Size) -> None:
     content = truth(size)
     evaluator = Evaluator(content)
     busy, total = 0.0, 0
-    print(f"images | detections | CPU seconds in `add` | peak MiB\n---|---|---|---\n0 | 0 | 0 | {peak()}")
+    print(f"| images | detections | CPU seconds in `add` | peak MiB |\n|---|---|---|---|\n| 0 | 0 | 0 | {peak()} |")
     for number, (image_id, *columns) in enumerate(detections(content, size), 1):
         found = Detections(*columns)
         started = time.process_time()
@@ -165,15 +165,15 @@ def stream(size: Size) -> None:
         busy += time.process_time() - started
         total += len(found)
         if number % max(1, size.images // 10) == 0 or number == size.images:
-            print(f"{number} | {total:,} | {busy:.0f} | {peak()}", flush=True)
+            print(f"| {number} | {total:,} | {busy:.0f} | {peak()} |", flush=True)
     started = time.process_time()
     metrics = evaluator.finish().metrics
     seconds = time.process_time() - started
-    print(f"finish: {seconds:.0f} CPU seconds, peak {peak()} MiB; fixed AP {metrics['fixed_AP']:.4f}")
+    print(f"\nfinish: {seconds:.0f} CPU seconds, peak {peak()} MiB; fixed AP {metrics['fixed_AP']:.4f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times and memory of the evaluation on made-up detections.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minival", action="store_true", help="ours alone, image by image")
     parser.add_argument("--images", type=int, help="default: 200, with --minival 4809")
     parser.add_argument("--detections", type=int, help="of an image; default: 300, with --minival 13500")
@@ -183,7 +183,7 @@ def main() -> None:
     size = Size(
         options.images or default.images, options.detections or default.detections, options.classes or default.classes
     )
-    print(f"{size.images} images × {size.detections} detections × {size.classes} classes")
+    print(f"{size.images} images × {size.detections} detections × {size.classes} classes\n")
     if options.minival:
         stream(size)
     else:

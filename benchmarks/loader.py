@@ -1,10 +1,11 @@
 """The loader alone: what an image costs in each part, images a second by workers, and what a training step consumes.
 
+    python -m benchmarks.loader    # drawn scenes of 640 pixels
     python -m benchmarks.loader --annotations minilvis/train.json --images minilvis/images
     python -m benchmarks.loader --annotations minilvis/train.json --images minilvis/images \
         --config configs/minilvis.py --train 8
 
-The photographs should be JPEGs of 640 pixels, as COCO's are. Each number of workers runs on as many cores. CPU seconds
+Photographs should be JPEGs of 640 pixels, as COCO's are. Each number of workers runs on as many cores. CPU seconds
 are those of the process, into which other work on the machine does not count; seconds are by the clock. The text
 embeddings are a table of random rows, as wide as the model's.
 """
@@ -24,18 +25,24 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from opendet_jax.config_files import config_from_arguments
+from opendet_jax.data.scenes import generate
 from opendet_jax.errors import InputError
+
+SCENE_SIZE = 640
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotations", required=True, help="json in LVIS or COCO form")
-    parser.add_argument("--images", required=True, help="folder of its images")
+    parser.add_argument("--annotations", help="json in LVIS or COCO form (default: scenes are drawn)")
+    parser.add_argument("--images", help="folder of its images")
+    parser.add_argument("--scenes", type=int, default=256, help="how many are drawn (default: %(default)s)")
     parser.add_argument("--config", default="configs/swin_t.py", help="default: %(default)s")
     parser.add_argument("--batches", type=int, default=24, help="timed for each row (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="threads, each with a core of its own")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="time so many training steps, too")
     arguments = parser.parse_args()
+    if bool(arguments.annotations) != bool(arguments.images):
+        parser.error("--annotations and --images belong together")
 
     try:
         run(arguments)
@@ -45,13 +52,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the tables."""
-    paths = (
-        f"--config.data.train.annotations={arguments.annotations}",
-        f"--config.data.train.images={arguments.images}",
-    )
-    options = (f"--config={arguments.config}", *paths, "--config.data.held_out=0.0", "--config.data.eval.annotations=")
-    config = config_from_arguments(options)
     with TemporaryDirectory() as folder:
+        annotations, images = arguments.annotations, arguments.images
+        if not annotations:
+            annotations = generate(folder, arguments.scenes, seed=0, size=SCENE_SIZE)
+            images = annotations.parent / "images"
+        paths = (f"--config.data.train.annotations={annotations}", f"--config.data.train.images={images}")
+        every = ("--config.data.source=json", "--config.data.held_out=0.0", "--config.data.eval.annotations=")
+        config = config_from_arguments((f"--config={arguments.config}", *paths, *every))
         bench = Bench(config, Path(folder))
         bench.parts(arguments.batches)
         bench.scaling(arguments.batches, arguments.workers)
@@ -160,29 +168,28 @@ class Bench:
 
         from opendet_jax.compilation import enable_cache
         from opendet_jax.model.opendet import OpenDet
-        from opendet_jax.train.loop import initial_state
+        from opendet_jax.train.mesh import make_mesh, place_batch
         from opendet_jax.train.optimizer import make_optimizer
-        from opendet_jax.train.sharding import by_example, data_mesh, replicated
-        from opendet_jax.train.step import make_train_step
+        from opendet_jax.train.run import initial_state
+        from opendet_jax.train.step import jit_step, make_train_step
 
         enable_cache()
-        stream, mesh = self.stream(0), data_mesh()
+        stream, mesh = self.stream(0), make_mesh(self.config.mesh)
         example = next(stream)
         while example.batch.images.mask.shape[1:] != tuple(self.config.data.buckets[0]):
             example = next(stream)  # one shape, so that one program is compiled
-        batch = jax.device_put(example.batch, by_example(mesh))
-        model, optimizer = (
-            OpenDet(self.config.model, self.config.ablation),
-            make_optimizer(self.config.optimizer, self.config.ablation),
-        )
-        state = initial_state(model, optimizer, self.config, replicated(mesh))
-        step = jax.jit(make_train_step(model, optimizer, self.config), donate_argnums=0)
-        state, _ = jax.block_until_ready(step(state, batch))
-        started, cpu = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            state, _ = step(state, batch)
-        jax.block_until_ready(state)
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+        batch = place_batch(example.batch, mesh)
+        model = OpenDet(self.config.model, self.config.ablation)
+        optimizer = make_optimizer(self.config.optimizer, self.config.ablation)
+        state = initial_state(model, optimizer, self.config, mesh)
+        step = jit_step(make_train_step(model, optimizer, self.config), state, mesh)
+        with jax.set_mesh(mesh):
+            state, _ = jax.block_until_ready(step(state, batch))
+            started, cpu = time.perf_counter(), time.process_time()
+            for _ in range(steps):
+                state, _ = step(state, batch)
+            jax.block_until_ready(state)
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         images = steps * self.config.data.batch_size
         devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
         print(f"training step of {self.config.name} on {devices}: {images / seconds:.2f} images/s", end="")

@@ -1,9 +1,13 @@
 """What the benchmarks count and print."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.__main__ import COMPARISONS, PAGE, TABLES, filled
 from benchmarks.comparison import Case, Ours, Result, compare, row
 from benchmarks.multiply_adds import products, seconds_alone, total
 
@@ -50,3 +54,28 @@ def test_results_that_differ_end_a_comparison():
 def test_work_without_a_peer_has_no_ratio():
     result = Result("step", 2.0, [], None, None, 30.0, 1.0, 1.5, 4.0, None)
     assert row(result) == "| step | – | 2 | – | – | 30 | 0.50 / 0.75 | – / 4 |"
+
+
+def test_the_page_has_a_place_for_each_table():
+    page = PAGE.read_text(encoding="utf-8")
+    for name in ("comparisons", *TABLES):
+        changed = filled(page, name, f"numbers of {name}")
+        assert f"<!-- {name} -->\nnumbers of {name}\n<!-- /{name} -->\n" in changed
+        assert filled(changed, name, "") == filled(page, name, "")  # all around it stays
+    with pytest.raises(ValueError, match="no place for a table: <!-- growth -->"):
+        filled(page, "growth", "")
+
+
+@pytest.mark.parametrize("module", [*COMPARISONS, *TABLES, "growth"])
+def test_every_benchmark_has_help(module):
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m benchmarks.{module}" in done.stdout
+
+
+def test_the_loader_benchmark_draws_its_own_pictures():
+    small = ("--scenes", "32", "--batches", "1", "--workers", "1")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.loader", *small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "32 photographs, longer side 640 pixels" in done.stdout
+    assert done.stdout.count("\n| 1 | ") == 1
