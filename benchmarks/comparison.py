@@ -167,7 +167,7 @@ def main(description: str | None, module: str, cases: Sequence[Case]) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=[case.name for case in cases], help="only this one")
     parser.add_argument("--cores", type=int, default=2, help="given to both (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, help="timed rounds (default: the case's own, at least 5)")
+    parser.add_argument("--repeats", type=int, help="timed rounds (default: the case's own)")
     parser.add_argument("--json", type=Path, help="file to add the results to, one object a line")
     parser.add_argument("--memory-of", choices=("ours", "peer"), help="run one side once and print its peak, GiB")
     arguments = parser.parse_args()

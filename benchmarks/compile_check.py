@@ -3,8 +3,8 @@
     make compile-check
 
 Compilation goes to machine code and finds what lowering alone does not: fast memory that does not suffice, layouts
-without an instruction. Nothing is run. The command fails if a kernel does not compile, is missing from the program,
-or if a program over several devices communicates.
+without an instruction. Nothing is run. The command fails if a kernel does not compile, is missing from the program or
+takes more memory than XLA's form, or if a program over several devices communicates.
 """
 
 import argparse
@@ -108,6 +108,8 @@ def check_memory(machine: str, device) -> None:
             other, _ = compiled(theirs, arguments, [device])
             require(count(program, KERNEL), KERNELS[machine, part], f"{machine}, {case.name}, {part}: kernels")
             mine, plain_form = (p.memory_analysis().temp_size_in_bytes / 2**20 for p in (program, other))
+            if mine > plain_form:
+                raise SystemExit(f"{machine}, {case.name}, {part}: {mine:.1f} MiB, XLA's form {plain_form:.1f}")
             row = (machine, case.name, jnp.dtype(case.dtype).name, part)
             print("|", " | ".join(row), f"| {mine:.1f} | {plain_form:.1f} | {seconds:.0f} |", flush=True)
 

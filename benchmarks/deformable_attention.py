@@ -14,7 +14,7 @@ from benchmarks.sizes import LEVELS, compiled
 
 # What is computed → which inputs (value, locations, weights) get a gradient. Locations and weights alone do without
 # scatter-additions into the value's gradient: the difference is what those cost.
-PARTS = {"forward": (), "forward and backward": (0, 1, 2), "the same without the value's gradient": (1, 2)}
+PARTS = {"forward": (), "forward and backward": (0, 1, 2), "forward and backward without the value's gradient": (1, 2)}
 HEADS, WIDTH, POINTS = 8, 32, 4
 
 

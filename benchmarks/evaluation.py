@@ -12,6 +12,7 @@ come image by image, as from a model, and are forgotten; memory is printed on th
 import argparse
 import json
 import multiprocessing
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ import numpy as np
 from benchmarks.comparison import peak_memory
 
 WIDTH, HEIGHT = 640, 480
+ROUNDS = 5
 KNOWN = 20  # classes of an image that are known to be there or not, as in LVIS
 OBJECTS = 11  # of an image
 
@@ -136,17 +138,26 @@ def peak() -> int:
 
 
 def compare(size: Size) -> None:
-    print("| protocol | ours, CPU s | package, CPU s | ratio | ours, MiB | package, MiB | largest difference |")
+    """In turn, each in a process of its own, ROUNDS times."""
+    print(f"Medians of {ROUNDS} rounds; the ratio is the package's seconds over ours in one round.\n")
+    print(
+        "| protocol | package, CPU s | ours, CPU s | ratio (min–max) | package, MiB | ours, MiB | largest difference |"
+    )
     print("|---|---|---|---|---|---|---|")
     for protocol in ("lvis", "coco"):
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            mine, theirs = pool.starmap(measure, [(ours, protocol, size), (package, protocol, size)], chunksize=1)
-        differences = [
-            abs((mine.metrics[key] or 0) - (value or 0)) for key, value in theirs.metrics.items() if key in mine.metrics
-        ]
+            tasks = [(package, protocol, size), (ours, protocol, size)] * ROUNDS
+            measured = pool.starmap(measure, tasks, chunksize=1)
+        theirs, mine = measured[::2], measured[1::2]
+        ratios = [other.seconds / own.seconds for other, own in zip(theirs, mine, strict=True)]
+        other, own = (statistics.median(one.seconds for one in side) for side in (theirs, mine))
+        numbers = mine[0].metrics
+        differences = [abs((numbers[key] or 0) - (x or 0)) for key, x in theirs[0].metrics.items() if key in numbers]
+        ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"
         print(
-            f"| {protocol} | {mine.seconds:.2f} | {theirs.seconds:.2f} | {theirs.seconds / mine.seconds:.0f}× | "
-            f"{mine.before} → {mine.peak} | {theirs.before} → {theirs.peak} | {max(differences):.1g} |"
+            f"| {protocol} | {other:.2f} | {own:.2f} | {ratio} "
+            f"| {theirs[0].before} → {theirs[0].peak} | {mine[0].before} → {mine[0].peak} | {max(differences):.1g} |",
+            flush=True,
         )
 
 

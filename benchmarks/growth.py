@@ -1,6 +1,7 @@
 """How the time and the memory of inference grow: over the image's side, queries, the batch, and the length of names.
 
-    python -m benchmarks.growth          # writes docs/growth.png and prints the numbers
+    python -m benchmarks.growth            # into docs/growth.png and docs/benchmarks.md
+    python -m benchmarks.growth --reuse    # only these, from the results that are there
 
 Swin-T, the paper's sizes. Each point is a process of its own: the median of three runs after the compiling one, and the
 peak memory.
@@ -14,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.__main__ import PAGE, filled, heading_of_run
 from benchmarks.comparison import peak_memory
 
 POINTS = {
-    "image side, pixels": [{"side": side} for side in (320, 480, 640, 800, 960, 1280)],
+    "tokens of an image (its side: 320 … 1280 pixels)": [{"side": side} for side in (320, 480, 640, 800, 960, 1280)],
     "queries": [{"queries": queries} for queries in (100, 300, 600, 900)],
     "images a batch": [{"batch": batch} for batch in (1, 2, 4, 8)],
     "tokens a name": [{"tokens": tokens} for tokens in (2, 4, 8, 16, 30)],
@@ -25,24 +27,37 @@ POINTS = {
 DEFAULTS = {"side": 480, "queries": 300, "batch": 1, "tokens": 0}  # no names unless they are the subject
 PROMPTS = 64  # named at once
 CHART = Path("docs/growth.png")
+COLUMNS = (("value", ".0f"), ("seconds", ".2f"), ("memory", ".2f"))
+STRIDES = (8, 16, 32, 64)  # of the levels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--point", help="json of one point: measure it in this process and print it")
+    parser.add_argument("--reuse", action="store_true", help="measure nothing: take what an earlier run left")
+    parser.add_argument("--results", type=Path, default=Path("runs/benchmarks"), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.point:
         print(json.dumps(measure(**(DEFAULTS | json.loads(arguments.point)))))
         return
-    found = {subject: [run(point) for point in points] for subject, points in POINTS.items()}
-    draw(found)
+    file: Path = arguments.results / "growth.json"
+    if not arguments.reuse:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        heading = heading_of_run()
+        found = {subject: [run(point) for point in points] for subject, points in POINTS.items()}
+        file.write_text(json.dumps({"heading": heading, "found": found}), encoding="utf-8")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    draw(results["found"])
+    page = filled(PAGE.read_text(encoding="utf-8"), "growth", results["heading"] + "\n" + table(results["found"]))
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def run(point: dict[str, int]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(point)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    [value] = point.values()
-    result = {"value": value, **json.loads(done.stdout.splitlines()[-1])}
+    [(subject, value)] = point.items()
+    x = sum((value // stride) ** 2 for stride in STRIDES) if subject == "side" else value
+    result = {"value": x, **json.loads(done.stdout.splitlines()[-1])}
     print(f"{point}: {result['seconds']:.2f} s, {result['memory']:.2f} GiB", flush=True)
     return result
 
@@ -84,6 +99,16 @@ def measure(side: int, queries: int, batch: int, tokens: int) -> dict[str, float
         jax.block_until_ready(work())
         times.append(time.perf_counter() - start)
     return {"seconds": statistics.median(times), "memory": peak_memory()}
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    rows = [
+        f"| {subject} | " + " | ".join(", ".join(f"{point[key]:{form}}" for point in points) for key, form in COLUMNS)
+        for subject, points in found.items()
+    ]
+    return "\n".join(
+        ["| over | values | seconds | peak memory, GiB |", "|---|---|---|---|", *(f"{row} |" for row in rows)]
+    )
 
 
 def draw(found: dict[str, list[dict[str, float]]]) -> None:

@@ -13,6 +13,7 @@ embeddings are a table of random rows, as wide as the model's.
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -29,6 +30,7 @@ from opendet_jax.data.scenes import generate
 from opendet_jax.errors import InputError
 
 SCENE_SIZE = 640
+ROUNDS = 5
 
 
 def main() -> None:
@@ -143,21 +145,23 @@ class Bench:
         print(f"| all | {1e3 * total:.2f} | |\n")
 
     def scaling(self, batches: int, workers: list[int]) -> None:
-        """Prints images a second with each number of workers."""
+        """Prints images a second with each number of workers: of ROUNDS times `batches` the median, least and most."""
         available = sorted(os.sched_getaffinity(0))
-        print("| workers, cores | images/s | images/s a core | images per CPU second |\n|---|---|---|---|")
+        print("| workers, cores | images/s (min–max) | images/s a core | images per CPU second |\n|---|---|---|---|")
         for count in workers:
             os.sched_setaffinity(0, available[:count])
             stream = self.stream(count)
             for _ in range(max(self.config.data.prefetch, count) + 1):  # what is read ahead before the clock starts
                 next(stream)
-            started, cpu = time.perf_counter(), time.process_time()
-            for _ in range(batches):
-                next(stream)
-            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-            images = batches * self.config.data.batch_size
-            rates = f"{images / seconds:.1f} | {images / seconds / count:.1f} | {images / cpu_seconds:.1f}"
-            print(f"| {count} | {rates} |", flush=True)
+            images, cpu, rates = batches * self.config.data.batch_size, time.process_time(), []
+            for _ in range(ROUNDS):
+                started = time.perf_counter()
+                for _ in range(batches):
+                    next(stream)
+                rates.append(images / (time.perf_counter() - started))
+            of_processor = ROUNDS * images / (time.process_time() - cpu)
+            rate, spread = statistics.median(rates), f"{min(rates):.0f}–{max(rates):.0f}"
+            print(f"| {count} | {rate:.1f} ({spread}) | {rate / count:.1f} | {of_processor:.1f} |", flush=True)
             del stream
         os.sched_setaffinity(0, available)
         print()

@@ -43,8 +43,7 @@ def ours(rows: int, name_length: int | None) -> Ours:
     import jax
     import jax.numpy as jnp
 
-    from opendet_jax.config import T5Config
-    from opendet_jax.inference import NAMING_CHUNKS
+    from opendet_jax.config import EvalConfig, T5Config
     from opendet_jax.model.beam_search import END, beam_search
     from opendet_jax.model.t5 import T5
 
@@ -62,7 +61,7 @@ def ours(rows: int, name_length: int | None) -> Ours:
 
         return beam_search(next_logits, cache, chunk.shape[0], BEAMS, TOKENS)
 
-    size = NAMING_CHUNKS[-1]
+    size = EvalConfig().naming_chunks[-1]
     chunk = prompts()[:size]
     _, seconds = compiled(generate, params, chunk)
     program = jax.jit(generate)

@@ -7,6 +7,7 @@ A file in configs/ starts from `Config()`'s values as an ml_collections ConfigDi
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import typing
 from collections.abc import Mapping
@@ -224,6 +225,8 @@ class EvalConfig:
     min_score: float = 0.0
     num_beams: int = 3
     max_new_tokens: int = 30
+    query_slots: tuple[int, ...] = (100, 300)  # sizes of the decoder's programs; one more has all model.max_queries
+    naming_chunks: tuple[int, ...] = (10, 30, 100)  # prompts that a device names in one call: least time, most memory
     limit: int = 0  # first N images only; 0 = all
     pictures: int = 8
 
@@ -296,6 +299,10 @@ class Config:
         _require(data.max_objects >= 1, "data.max_objects", data.max_objects, "at least 1")
         _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
         _require(self.eval.batch_size >= 1, "eval.batch_size", self.eval.batch_size, "at least 1")
+        for name, least in (("query_slots", 0), ("naming_chunks", 1)):
+            sizes = getattr(self.eval, name)
+            rising = all(a < b for a, b in itertools.pairwise((0, *sizes)))
+            _require(rising and len(sizes) >= least, f"eval.{name}", sizes, "rising numbers from 1 on")
         _require(data.max_name_tokens >= 2, "data.max_name_tokens", data.max_name_tokens, "at least 2")
         _require(len(data.buckets) > 0, "data.buckets", data.buckets, "at least one (height, width)")
         for height, width in data.buckets:

@@ -23,9 +23,6 @@ from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import to_corners
 from opendet_jax.ops.nms import nms
 
-NAMING_CHUNKS = (10, 30, 100)  # prompts that a device names in one call, a program for each size
-QUERY_SLOTS = (100, 300)  # sizes of the second half's programs; one more has all `model.max_queries`
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -54,22 +51,24 @@ class _Candidates(NamedTuple):
     prompts: Float[Array, "B Q E"]
 
 
+Suppression = tuple[float | Float[Array, ""], int | Int[Array, ""]]  # a Selection's nms_iou and nms_above
 Looked = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
 
 
-def slots_for(valid: Bool[np.ndarray, "B Q"]) -> int:
-    """How many query slots the second half is given: the least of few sizes that holds all queries of the batch.
+def slots_for(valid: Bool[np.ndarray, "B Q"], sizes: Sequence[int]) -> int:
+    """How many query slots the second half is given: the least of `sizes` that holds all queries of the batch, or all.
 
     Queries stand at the front, and empty slots have no influence, so this changes the time and nothing else.
     """
     used = int(np.flatnonzero(valid.any(axis=0)).max(initial=-1)) + 1
-    return min([size for size in QUERY_SLOTS if used <= size < valid.shape[1]], default=valid.shape[1])
+    return min([size for size in sizes if used <= size < valid.shape[1]], default=valid.shape[1])
 
 
 class Inference:
     """A model and its parameters at work; `decode` turns one row of tokens (with start, end and padding) into a name.
 
-    The numbers of beams and of tokens are those of `config.eval`. `params` may be replaced: nothing is compiled again.
+    The numbers of beams and tokens, and the sizes of the programs, are those of `config.eval`. `params` and the
+    `Selection` may change: nothing is compiled again.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Inference:
         self.params = params
         self._decode = decode
         self._look = jax.jit(self.on_each_device(self._first_half))
-        self._decode_queries = jax.jit(self._second_half, static_argnames=("slots", "selection"))
+        self._decode_queries = jax.jit(self._second_half, static_argnames="slots")
         self._generate = jax.jit(self.on_each_device(self._names))
 
     @property
@@ -121,8 +120,9 @@ class Inference:
         `sizes` are the (height, width) of the original images, the frame of the boxes returned.
         """
         looked = self._look(self.params, self.place(images))
-        slots = slots_for(jax.device_get(looked[-1].valid))
-        candidates = self._decode_queries(self.params, looked, slots=slots, selection=selection)
+        slots = slots_for(jax.device_get(looked[-1].valid), self.config.eval.query_slots)
+        suppression = (selection.nms_iou, selection.nms_above)
+        candidates = self._decode_queries(self.params, suppression, looked, slots=slots)
         corners, scores, kept, prompts = jax.device_get(candidates)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
@@ -142,19 +142,19 @@ class Inference:
         looked: Any = self.model.apply({"params": params}, images, deterministic=True, method="look")
         return looked
 
-    def _second_half(self, params: Any, looked: Looked, slots: int, selection: Selection) -> _Candidates:
+    def _second_half(self, params: Any, suppression: Suppression, looked: Looked, slots: int) -> _Candidates:
         features, memory, queries = looked
         queries = jax.tree.map(lambda x: x[:, :slots], queries)
-        candidates = self.on_each_device(partial(self._candidates, selection=selection))
-        return candidates(params, (features, memory, queries))
+        return self.on_each_device(self._candidates)((params, suppression), (features, memory, queries))
 
-    def _candidates(self, params: Any, looked: Looked, selection: Selection) -> _Candidates:
+    def _candidates(self, given: tuple[Any, Suppression], looked: Looked) -> _Candidates:
+        params, (nms_iou, nms_above) = given
         detected: Any = self.model.apply({"params": params}, *looked, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
         scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid = detected.queries.valid
-        alone = jax.vmap(partial(nms, iou_threshold=selection.nms_iou))(corners, scores, valid)
-        crowded = jnp.sum(valid, axis=1, keepdims=True) > selection.nms_above
+        alone = jax.vmap(partial(nms, iou_threshold=nms_iou))(corners, scores, valid)
+        crowded = jnp.sum(valid, axis=1, keepdims=True) > nms_above
         return _Candidates(corners, scores, jnp.where(crowded, alone, valid), detected.prompts)
 
     def _names(self, params: Any, prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
@@ -166,7 +166,7 @@ class Inference:
         """The names of each VL-prompt and their scores, from best to worst beam."""
         names: list[list[str]] = []
         scores = [np.zeros((0, self.config.eval.num_beams), np.float32)]
-        sizes = [chunk * self._mesh.size for chunk in NAMING_CHUNKS]
+        sizes = [chunk * self._mesh.size for chunk in self.config.eval.naming_chunks]
         for start in range(0, len(prompts), sizes[-1]):
             chunk = prompts[start : start + sizes[-1]]
             size = next(size for size in sizes if len(chunk) <= size)

@@ -6,10 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from configs.scenes_tiny import get_config
-from opendet_jax import inference as inference_module
 from opendet_jax.batch import Images
 from opendet_jax.config import Config, EvalConfig
 from opendet_jax.inference import Inference, Selection
@@ -17,7 +15,7 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from tests.stand_ins import looked
 
 BEAMS, NEW_TOKENS = 2, 3
-CONFIG = Config(eval=EvalConfig(num_beams=BEAMS, max_new_tokens=NEW_TOKENS))
+CONFIG = Config(eval=EvalConfig(num_beams=BEAMS, max_new_tokens=NEW_TOKENS, naming_chunks=(2, 4)))
 
 
 class Scripted(nn.Module):
@@ -70,11 +68,6 @@ def images(batch):
 EVERYTHING = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above=300)
 
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch):
-    monkeypatch.setattr(inference_module, "NAMING_CHUNKS", (2, 4))
-
-
 def spread(batch, queries, seed=0):
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.uniform(0, 1, (batch, queries, 2)), rng.uniform(0.01, 0.4, (batch, queries, 2))], -1)
@@ -123,6 +116,22 @@ def test_only_the_best_valid_ones_are_kept():
     assert [names[0].split()[3] for names in found.names] == ["0", "2", "3"]
 
 
+def test_only_what_is_kept_is_named(monkeypatch):
+    inference = scripted(spread(2, 9), np.random.default_rng(1).normal(size=(2, 9)))
+    named, generate = [], inference._generate
+
+    def count(params, prompts):
+        named.append(len(prompts))
+        return generate(params, prompts)
+
+    monkeypatch.setattr(inference, "_generate", count)
+    for most, calls in ((1, [2]), (2, [4]), (3, [4, 2]), (9, [4] * 4 + [2])):
+        named.clear()
+        found = inference(images(2), [(10, 10)] * 2, Selection(most, min_score=0.0, nms_iou=1.0))
+        assert [len(one.names) for one in found] == [most, most]
+        assert named == calls
+
+
 def test_what_fills_the_batch_up_is_dropped():
     boxes, logits = spread(3, 6), np.random.default_rng(1).normal(size=(3, 6))
     full = scripted(boxes, logits)(images(3), [(10, 20), (30, 10)], EVERYTHING)
@@ -169,7 +178,7 @@ def test_fits_the_model():
     photographs = Images(np.zeros((2, 128, 128, 3), np.uint8), np.ones((2, 128, 128), bool))
 
     def both_halves(params, images):
-        return inference._candidates(params, inference._first_half(params, images), EVERYTHING)
+        return inference._candidates((params, (0.9, 300)), inference._first_half(params, images))
 
     found = jax.eval_shape(both_halves, params, photographs)
     queries, width, limits = config.model.max_queries, config.model.text_width, config.eval

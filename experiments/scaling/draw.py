@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.scaling.run import FOLDER, POINTS
@@ -18,6 +19,11 @@ HEADER = (
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
+LARGEST = (
+    "| config | machine | mesh | images a share compiled, and whether they fit | largest that fits, by a straight line "
+    "| what does not depend on them, GiB | an image, GiB |\n|---|---|---|---|---|---|---|"
+)
+
 
 def main() -> None:
     files = [FOLDER / f"{point.name}.json" for point in POINTS]
@@ -27,7 +33,8 @@ def main() -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join([HEADER, *map(row, found)])
-    shown = f"{table}\n\n![Memory, bound and communication]({PICTURE.name})"
+    largest = "\n".join([LARGEST, *largest_batches(found)])
+    shown = f"{table}\n\n![Memory, bound and communication]({PICTURE.name})\n\n{largest}"
     PAGE.write_text(f"{before}{BEGIN}\n{shown}\n\n{END}{after}", encoding="utf-8")
     draw(found)
     print(f"{len(found)} of {len(POINTS)} points in {PAGE} and {PICTURE}")
@@ -54,6 +61,24 @@ def row(point: dict[str, Any]) -> str:
         f"{point['compile_seconds']:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def largest_batches(found: list[dict[str, Any]]) -> list[str]:
+    """Of machines and meshes that have points with more than one number of images."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for point in found:
+        groups.setdefault((point["config"], point["topology"], axes_of(point)), []).append(point)
+    rows = []
+    for names, points in groups.items():
+        points = sorted((p for p in points if p["memory"]["peak"] is not None), key=lambda p: p["images_per_share"])
+        images = [point["images_per_share"] for point in points]
+        if len(images) < 2:
+            continue
+        each, fixed = np.polyfit(images, [point["memory"]["peak"] / GIB for point in points], 1)
+        most = int((points[0]["memory_limit"] / GIB - fixed) / each)
+        seen = ", ".join(f"{point['images_per_share']} {'fit' if point['fits'] else 'do not'}" for point in points)
+        rows.append(f"| {' | '.join([*names, seen, str(most), f'{fixed:.1f}', f'{each:.2f}'])} |")
+    return rows
 
 
 def draw(found: list[dict[str, Any]]) -> None:

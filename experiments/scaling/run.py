@@ -1,19 +1,21 @@
 """Compiles every point of the study that has no result yet: `python -m experiments.scaling.run [NAME …]`.
 
 Results lie in experiments/scaling/points/, one json each; a point that is there is not compiled again, so the command
-can be stopped and repeated. The compilers are those of `make .venv-compile/done`. draw.py makes tables and pictures of
-the results.
+can be stopped and repeated, and a point that fails does not keep the others from being compiled. The compilers are
+those of `make .venv-compile/done`. draw.py makes tables and pictures of the results.
 """
 
 import argparse
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent / "points"
+EFFORT = -1  # of the compiler, for a fast program: with its own, a point takes it most of an hour
 PYTHON = Path(".venv-compile/bin/python")
 
 
@@ -32,6 +34,7 @@ class Point(NamedTuple):
     def command(self) -> list[str]:
         return [
             *(str(PYTHON), "-m", "opendet_jax.scaling", f"--config=configs/{self.config}.py"),
+            f"--effort={EFFORT}",
             *(f"--topology={self.topology}", f"--mesh={self.mesh}", f"--images={self.images}"),
             *(f"--json={FOLDER / self.name}.json", *(f"--config.{field}" for field in self.fields)),
         ]
@@ -75,10 +78,14 @@ def main() -> None:
     chosen = [point for point in POINTS if point.name in arguments.names]
     missing = [point for point in chosen if not (FOLDER / f"{point.name}.json").exists()]
     print(f"{len(chosen) - len(missing)} of {len(chosen)} points are there")
+    failed = []
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     for point in tqdm(missing, unit="point"):  # one at a time: a compilation takes gigabytes
         tqdm.write(f"{point.name}: {' '.join(point.command())}")
-        subprocess.run(point.command(), check=True, env=environment)
+        if subprocess.run(point.command(), check=False, env=environment).returncode:
+            failed.append(point.name)
+    if failed:
+        sys.exit(f"error: no result of {', '.join(failed)}")
 
 
 if __name__ == "__main__":

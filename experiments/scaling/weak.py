@@ -33,10 +33,7 @@ def main() -> None:
     print("| devices | images a step | seconds a step, median | images a second |\n|---|---|---|---|")
     for devices in arguments.devices:
         command = [sys.executable, "-m", "experiments.scaling.weak", "--one", str(devices)]
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        done = subprocess.run(
-            command, env={**os.environ, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True, check=True
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds = json.loads(done.stdout.splitlines()[-1])
         images = IMAGES * devices
         print(f"| {devices} | {images} | {seconds:.3f} | {images / seconds:.2f} |", flush=True)
@@ -45,8 +42,10 @@ def main() -> None:
 def measure(devices: int) -> float:
     """Seconds of a step."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:devices])
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
 
+    assert jax.device_count() == devices
     from configs.scenes_tiny import get_config
     from opendet_jax.config import Config
     from opendet_jax.train.run import Run

@@ -74,8 +74,7 @@ def _advance(next_logits: NextLogits, beams: Beams) -> Beams:
     current = jax.lax.dynamic_index_in_dim(beams.tokens, beams.position, axis=2, keepdims=False)
     logits, cache = next_logits(current, beams.position, lineage, beams.cache)
 
-    totals = beams.sums[..., None] + jax.nn.log_softmax(logits.astype(jnp.float32))
-    sums, parents, words = _best_continuations(totals, 2 * num_beams)
+    sums, parents, words = _best_continuations(beams.sums, logits.astype(jnp.float32), 2 * num_beams)
     tokens = jnp.take_along_axis(beams.tokens, parents[..., None], axis=1)
     tokens = jax.lax.dynamic_update_index_in_dim(tokens, words, length, axis=2)
 
@@ -104,16 +103,21 @@ def _advance(next_logits: NextLogits, beams: Beams) -> Beams:
 
 
 def _best_continuations(
-    totals: Float[Array, "R K V"], count: int
+    sums: Float[Array, "R K"], logits: Float[Array, "R K V"], count: int
 ) -> tuple[Float[Array, "R C"], Int[Array, "R C"], Int[Array, "R C"]]:
-    """The `count` largest of a row's K·V totals, with beam and token; equal ones in the order of their flat index.
+    """The `count` largest of a row's K·V sums of log-probabilities, with beam and token.
 
-    Two stages, each beam's best first: both prefer the lower index, so the result is that of one top-k over K·V.
+    Two stages, each beam's best first: a beam's tokens are in the order of their logits, so only its best need
+    log-probabilities, and the others enter their normaliser alone. Of equals, both prefer the lower index.
     """
-    rows, num_beams, vocab_size = totals.shape
+    rows, num_beams, vocab_size = logits.shape
     each = min(count, vocab_size)
-    best, words = jax.lax.top_k(totals.reshape(rows * num_beams, vocab_size), each)
-    sums, index = jax.lax.top_k(best.reshape(rows, num_beams * each), count)
+    best, words = jax.lax.top_k(logits.reshape(rows * num_beams, vocab_size), each)
+    best = best.reshape(rows, num_beams, each)
+    largest = best[..., :1]
+    normaliser = jnp.log(jnp.exp(logits - largest).sum(-1, keepdims=True))  # log-sum-exp, less the largest
+    totals = sums[..., None] + (best - largest - normaliser)
+    sums, index = jax.lax.top_k(totals.reshape(rows, num_beams * each), count)
     words = jnp.take_along_axis(words.reshape(rows, num_beams * each), index, axis=1)
     return sums, index // each, words
 

@@ -15,6 +15,7 @@ from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.layers import MLP, DeformableAttention, FeedForward, LayerNorm, reference_per_level, xavier
 from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
 from opendet_jax.model.query_selection import BinaryHead
+from opendet_jax.model.remat import recomputed, remat_policy
 from opendet_jax.ops.boxes import logit
 
 
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        layer = nn.remat(DecoderLayer) if config.remat else DecoderLayer
+        layer = recomputed(DecoderLayer, remat_policy(config))
         layers = config.one_to_many_layers + config.one_to_one_layers
         self.one_to_many = one_to_many_layers(config, self.ablation)
         rounds = 2 if self.ablation.object_detector else 1

@@ -12,6 +12,7 @@ from opendet_jax.config import ModelConfig
 from opendet_jax.model.layers import DeformableAttention, FeedForward, LayerNorm, reference_per_level
 from opendet_jax.model.neck import Features
 from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
+from opendet_jax.model.remat import recomputed, remat_policy
 
 
 @struct.dataclass
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        layer = nn.remat(EncoderLayer) if self.config.remat else EncoderLayer
+        layer = recomputed(EncoderLayer, remat_policy(self.config))
         self.layers = [layer(self.config) for _ in range(self.config.encoder_layers)]
 
     def __call__(self, features: Features) -> Memory:

@@ -33,6 +33,7 @@ from opendet_jax.model.encoder import Encoder, Memory
 from opendet_jax.model.name_generator import NameGenerator, Names
 from opendet_jax.model.neck import Features, Neck
 from opendet_jax.model.query_selection import Queries, QuerySelection
+from opendet_jax.model.remat import remat_policy
 from opendet_jax.model.swin import Swin
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, of ImageNet
@@ -80,7 +81,7 @@ class OpenDet(nn.Module):
 
     def setup(self):
         config, ablation, dtype = self.config, self.ablation, jnp.dtype(self.config.dtype)
-        self.backbone = Swin(config.backbone, config.remat, dtype)
+        self.backbone = Swin(config.backbone, remat_policy(config), dtype)
         self.neck = Neck(config.width, dtype)
         self.encoder = Encoder(config)
         self.query_selection = QuerySelection(config, fixed=not ablation.object_detector)
@@ -148,15 +149,16 @@ class OpenDet(nn.Module):
         Denoising queries too: the Joint Loss needs their score.
         """
         layers = decoded.hidden.shape[0]
-        one_to_many = one_to_many_layers(self.config, self.ablation)
+        end = one_to_many_layers(self.config, self.ablation)
+        groups = ((self.aligner_one_to_many, 0, end), (self.aligner_one_to_one, end, layers))
         scores = []
-        for layer in range(layers):
-            hidden, boxes = decoded.hidden[layer], decoded.boxes[layer]
-            aligner = self.aligner_one_to_many if layer < one_to_many else self.aligner_one_to_one
-            if layer < layers - 2:
-                scores.append(aligner(hidden, texts))
-            else:
-                scores.append(aligner(hidden, texts, memory, boxes, deterministic))
+        for aligner, first, end in groups:
+            as_they_are = list(decoded.hidden[first : min(end, layers - 2)])
+            if as_they_are:  # the same weights: one product
+                together = aligner(jnp.concatenate(as_they_are, axis=1), texts)
+                scores += jnp.split(together, len(as_they_are), axis=1)
+            for layer in range(max(first, layers - 2), end):
+                scores.append(aligner(decoded.hidden[layer], texts, memory, decoded.boxes[layer], deterministic))
         return jnp.stack(scores)
 
     def distil(self, decoded: Decoded, features: Features, memory: Memory, deterministic: bool) -> Prompts:

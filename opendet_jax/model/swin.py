@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from opendet_jax.config import SwinConfig
 from opendet_jax.model.layers import LayerNorm
+from opendet_jax.model.remat import Remat, recomputed
 
 PATCH = 4  # pixels a side
 MASKED = -100.0  # added to the logits of pairs from different parts of the image
@@ -177,11 +178,11 @@ class SwinStage(nn.Module):
     window: int
     drop_paths: tuple[float, ...]  # of each block
     merge: bool  # followed by a PatchMerging (all but the last stage)
-    remat: bool = False
+    remat: Remat = "no"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
+        block = recomputed(SwinBlock, self.remat, static_argnums=(2,))
         self.blocks = [
             block(self.num_heads, self.window, (i % 2) * (self.window // 2), self.drop_paths[i], self.dtype)
             for i in range(self.depth)
@@ -200,7 +201,7 @@ class SwinStage(nn.Module):
 
 class Swin(nn.Module):
     config: SwinConfig
-    remat: bool = False  # recompute the blocks in the backward pass
+    remat: Remat = "no"  # of the blocks
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import numpy as np
 
 from opendet_jax.batch import Images
+from opendet_jax.compilation import enable_cache
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.buckets import choose, fit
 from opendet_jax.data.tokenizer import load_tokenizer
@@ -24,7 +25,11 @@ _DEFAULTS = PredictConfig()
 
 
 class Detector:
-    """Finds and names objects. The first image of each padded size (`config.data.buckets`) takes a compilation."""
+    """Finds and names objects.
+
+    What is needed for the first time is compiled, and kept on disk by `load`: a program for each padded size of images
+    (`config.data.buckets`), each number of query slots and each size of naming's chunks (`config.eval`).
+    """
 
     def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
         self.config = config
@@ -84,8 +89,11 @@ class Detector:
 def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
     """The Detector of a trained model: the newest checkpoint in a workdir, or the one of a step.
 
+    Compiled programs are kept in ~/.cache/opendet_jax (`opendet_jax.compilation`).
+
     Raises CheckpointError where there is none.
     """
+    enable_cache()
     config, params, _ = restore(Path(folder), checkpoint)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     return Detector(OpenDet(config.model, config.ablation), params, config, tokenizer.decode)

@@ -11,6 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from opendet_jax.config import Config, MeshConfig
 from opendet_jax.config_files import config_from_arguments
 from opendet_jax.errors import InputError
@@ -28,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--topology", required=True, help=f"MACHINE:SHAPE, of {', '.join(MACHINES)}")
     made.add_argument("--mesh", default="data:-1", help="axis:size,… of data, fsdp, tensor (default: %(default)s)")
     made.add_argument("--images", type=int, default=2, help="of each share of the batch (default: %(default)s)")
+    made.add_argument(
+        "--effort", type=float, default=0.0, help="the compiler's, for a fast program: −1 to 1 (default: %(default)s)"
+    )
     made.add_argument("--json", type=Path, help="file for the numbers")
     made.add_argument("--hlo", type=Path, help="file for the compiled program's text")
     return made
@@ -46,6 +51,9 @@ def mesh_config(text: str) -> MeshConfig:
 
 def point(arguments: argparse.Namespace, config: Config) -> dict:
     """Compiles and measures. Raises InputError of many kinds."""
+    if not -1 <= arguments.effort <= 1:
+        raise InputError(f"--effort={arguments.effort}: must be between -1 and 1")
+    jax.config.update("jax_exec_time_optimization_effort", arguments.effort)
     machine, devices = describe(arguments.topology)
     mesh = make_mesh(mesh_config(arguments.mesh), devices)
     batch = arguments.images * batch_shards(mesh)

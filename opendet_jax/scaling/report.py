@@ -57,6 +57,7 @@ def heading(config: Config, topology: str, mesh: Any) -> dict[str, Any]:
         "picture": list(largest_bucket(config)),
         "dtype": config.model.dtype,
         "remat": config.model.remat,
+        "effort": jax.config.jax_exec_time_optimization_effort,
         "jax": jax.__version__,
     }
 
@@ -70,7 +71,7 @@ def lines(point: dict[str, Any]) -> str:
         f"batch {point['batch']}: {point['images_per_share']} pictures of {height}×{width} a share, {point['dtype']}"
         + (", recomputed layers" if point["remat"] else "")
         + (f", {point['accumulate']} parts" if point["accumulate"] > 1 else ""),
-        "never run: compiled ahead of time, every figure is of one device",
+        f"never run: compiled ahead of time with effort {point['effort']:g}, every figure is of one device",
         "",
     ]
     memory = point["memory"]

@@ -115,7 +115,7 @@ class Checkpoints:
         self._saving = step
         note = {
             "step": step,
-            "refused": int(state.refused),
+            "refused": int(state.refused) if self.config.train.non_finite == "skip" else 0,  # "stop": taken back
             "config_hash": self.config.hash(),
             "prng": _prng(self.config),
         }

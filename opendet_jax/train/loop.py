@@ -8,6 +8,7 @@ loop early, the steps it has finished are saved (salvage.py).
 from pathlib import Path
 
 from opendet_jax.config import Config
+from opendet_jax.processes import is_first
 from opendet_jax.train.curves import draw_curves
 from opendet_jax.train.metrics import METRICS
 from opendet_jax.train.run import Run
@@ -26,12 +27,12 @@ def train(config: Config, workdir: Path) -> None:
     with StopSignals() as signals:
         try:
             run = Run(config, workdir)
+            signals.defer()  # to the very end: what saves the run is not interrupted either
         except Stopped as stopped:
             print(f"{stopped.name}: stopped before the first step; there is nothing to save")
             return
         try:
-            with signals.deferred():
-                _to_the_end(run, signals)
+            _to_the_end(run, signals)
         except Stopped as stopped:
             salvage(run, stopped)
             print(f"{stopped.name}: stopped after step {run.step} of {config.train.steps}, which is saved; ", end="")
@@ -58,7 +59,8 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
             run.log(terms)
     run.save()
     run.checkpoints.wait()
-    draw_curves(run.workdir / METRICS, run.workdir / "curves.png")
+    if is_first():
+        draw_curves(run.workdir / METRICS, run.workdir / "curves.png")
     with signals.interrupting():
         run.evaluate()
     run.checkpoints.close()

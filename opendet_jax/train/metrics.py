@@ -14,6 +14,8 @@ from opendet_jax.files import replacing
 
 METRICS, EVALUATIONS, TENSORBOARD = "metrics.jsonl", "evaluations.jsonl", "tensorboard"
 
+QUEUE = 10_000  # numbers: more than a line has, so that adding them never waits
+
 Row = dict[str, int | float]
 
 
@@ -33,7 +35,7 @@ class MetricsLog:
         try:
             for path in (self._metrics, self._evaluations):
                 _keep_lines(path, lambda step: step <= last_step)
-            self._tensorboard = SummaryWriter(str(self._events), purge_step=last_step + 1)
+            self._tensorboard = SummaryWriter(str(self._events), purge_step=last_step + 1, max_queue=QUEUE)
         except OSError as error:
             raise LogError(f"{error.filename or workdir}: cannot be written: {error.strerror}") from error
 
@@ -54,6 +56,8 @@ class MetricsLog:
         if not path.exists() or not self._events.is_dir():
             gone = self._events if path.exists() else path
             raise LogError(f"{gone}: is gone; something removed it during training")
+        if not self._tensorboard_lives():
+            raise LogError(f"{self._events}: could not be written; is the disk full?")
         try:
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
@@ -61,6 +65,11 @@ class MetricsLog:
                 self._tensorboard.add_scalar(prefix + name, value, step)
         except OSError as error:
             raise LogError(f"{path}: cannot be written: {error.strerror}") from error
+
+    def _tensorboard_lives(self) -> bool:
+        """Its thread ends without a word at the first error, and then nobody empties its queue."""
+        writer = self._tensorboard.file_writer
+        return writer is not None and writer.event_writer._worker.is_alive()
 
     def close(self) -> None:
         """Reports what cannot be written any more, and raises nothing: it must not hide what ended the run."""

@@ -11,7 +11,7 @@ from opendet_jax.batch import Batch
 from opendet_jax.config import Config
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.mesh import make_mesh
+from opendet_jax.train.mesh import check_batch, make_mesh, place_batch
 from opendet_jax.train.optimizer import make_optimizer
 from opendet_jax.train.replay_file import ReplayError, load_batch
 from opendet_jax.train.state import abstract_state
@@ -39,12 +39,16 @@ def replay(config: Config, workdir: Path) -> None:
         raise ReplayError("config.train.replay is empty: name a file of <workdir>/non_finite/")
     replayed = load_batch(Path(config.train.replay))
     model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
-    template = abstract_state(model, optimizer, config, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    template = abstract_state(model, optimizer, config, mesh)
     checkpoints = Checkpoints(workdir, config, read_only=True)
     state, _ = checkpoints.restore(template, replayed.step)
     checkpoints.close()
-    terms, grads = jax.jit(step_gradients(model, config))(state.params, replayed.batch, state.step)
-    updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
+    with jax.set_mesh(mesh):
+        batch = place_batch(replayed.batch, mesh)
+        terms, grads = jax.jit(step_gradients(model, config))(state.params, batch, state.step)
+        updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
     print(
         f"step {replayed.step + 1}, from the checkpoint of step {replayed.step}; images {replayed.image_ids.tolist()}"
     )

@@ -30,20 +30,22 @@ class Replayed:
     image_ids: Int64[ndarray, "B"]
 
 
-def save_batch(workdir: Path, sent: Sent) -> Path:
-    """Writes the batch, put together from all processes (each calls this). Its file."""
+def save_batch(workdir: Path, sent: Sent) -> tuple[Path, Int64[ndarray, "B"]]:
+    """Writes the batch, put together from all processes (each calls this). Its file, and the ids of its images."""
     path = workdir / FOLDER / f"step_{sent.step + 1}.npz"
     images, objects = sent.batch.batch.images, sent.batch.batch.objects
     arrays = {f"images.{name}": value for name, value in vars(images).items()}
     arrays |= {f"objects.{name}": value for name, value in vars(objects).items()}
     arrays["image_ids"] = sent.batch.image_ids
     if jax.process_count() > 1:
-        arrays = multihost_utils.process_allgather(arrays, tiled=True)
+        arrays["image_ids"] = arrays["image_ids"].view(np.int32).reshape(-1, 2)  # JAX would cut off the upper half
+        arrays = dict(multihost_utils.process_allgather(arrays, tiled=True))
+        arrays["image_ids"] = np.ascontiguousarray(arrays["image_ids"]).view(np.int64).reshape(-1)
     if jax.process_index() == 0:
         with replacing(path) as part, part.open("wb") as file:
             arrays["step"] = np.int64(sent.step)
             np.savez(file, allow_pickle=False, **arrays)
-    return path
+    return path, arrays["image_ids"]
 
 
 def load_batch(path: Path) -> Replayed:

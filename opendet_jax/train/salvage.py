@@ -11,6 +11,7 @@ from opendet_jax.train.checkpoint import Checkpoints, SaveError
 from opendet_jax.train.finite import NonFiniteError
 from opendet_jax.train.replay_file import save_batch
 from opendet_jax.train.run import Run
+from opendet_jax.train.same_config import CheckpointError
 from opendet_jax.train.signals import Stopped
 
 
@@ -34,10 +35,12 @@ def salvage(run: Run, error: BaseException) -> None:
     if isinstance(error, NonFiniteError):
         run.step_back(error.sent)
         _save(run, error)
-        path = save_batch(run.workdir, error.sent)
+        path, image_ids = save_batch(run.workdir, error.sent)
+        everywhere = f" (of all processes: {image_ids.tolist()})" if jax.process_count() > 1 else ""
         raise NonFiniteError(
-            f"{error}\nThe steps before it are saved, its batch is {path}: --mode=replay --config.train.replay={path} "
-            "shows where it began; --config.train.non_finite=skip goes on without it",
+            f"{error}{everywhere}\nThe steps before it are saved, its batch is {path}: "
+            f"--mode=replay --config.train.replay={path} shows where it began; "
+            "--config.train.non_finite=skip goes on without it",
             error.sent,
         ) from error
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
@@ -62,12 +65,11 @@ def _save(run: Run, error: BaseException) -> None:
 
 def _elsewhere(run: Run) -> str:
     """Saves the state in a new folder of the system's place for temporary files, and says so."""
-    folder = Path(tempfile.mkdtemp(prefix="opendet_jax_"))
     try:
-        checkpoints = Checkpoints(folder, run.config)
+        checkpoints = Checkpoints(Path(tempfile.mkdtemp(prefix="opendet_jax_")), run.config)
         checkpoints.save(run.state, run.position)
         checkpoints.close()
-    except SaveError as failure:
+    except (CheckpointError, OSError) as failure:
         return f"The state after step {run.step} could not be saved elsewhere either: {failure}"
     place = checkpoints.folder / str(run.step)
     return f"The state after step {run.step} is in {place}: move it to {run.checkpoints.folder} to continue from it"

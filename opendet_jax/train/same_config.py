@@ -52,7 +52,9 @@ def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound 
 
     A field that is newer than the checkpoint counts as its default, with which nothing changed.
     """
-    old, new = _flat(Config().to_dict()) | _flat(saved), _flat(config.to_dict())
+    old, new = (
+        _with_held_out(fields) for fields in (_flat(Config().to_dict()) | _flat(saved), _flat(config.to_dict()))
+    )
     lines = [
         f"  {name}: checkpoint {old.get(name, '(absent)')!r}, config {new.get(name, '(absent)')!r}"
         for name in sorted(old.keys() | new.keys())
@@ -60,6 +62,12 @@ def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound 
     ]
     if lines:
         raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))
+
+
+def _with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
+    """And the share of the training images that is not trained on, which depends on a path that is free."""
+    applies = fields["data.source"] == "json" and not fields["data.eval.annotations"]
+    return fields | {"data.held_out (where data.eval names no json)": fields["data.held_out"] if applies else 0}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -28,13 +28,15 @@ class Stopped(BaseException):
 class StopSignals:
     """Within this context, the first signal is noted; where that is allowed, it interrupts what goes on with Stopped.
 
+    Allowed it is until `defer` is called and in `interrupting`; of several processes never, as the others would wait.
+
     The second ends the process at once with status 128 + number. A thread sees to that, because Python's own handlers
     wait until the compiler or a step returns. Outside the main thread signals stay the caller's business.
     """
 
     def __init__(self) -> None:
         self._requested = 0
-        self._interrupts = True
+        self._interrupts = jax.process_count() == 1
         self._announced: jax.Array | None = None
 
     def __enter__(self) -> "StopSignals":
@@ -75,23 +77,20 @@ class StopSignals:
         if self._interrupts:
             raise Stopped(number)
 
+    def defer(self) -> None:
+        """From now on a signal interrupts nothing."""
+        self._interrupts = False
+
     @contextmanager
-    def _with_interrupts(self, allowed: bool) -> Iterator[None]:
-        before, self._interrupts = self._interrupts, allowed
+    def interrupting(self) -> Iterator[None]:
+        """Context in which it does again, unless other processes would be left waiting for this one."""
+        self._interrupts = jax.process_count() == 1
         try:
-            if allowed and self._requested:
+            if self._interrupts and self._requested:
                 raise Stopped(self._requested)
             yield
         finally:
-            self._interrupts = before
-
-    def deferred(self):
-        """Context in which a signal interrupts nothing."""
-        return self._with_interrupts(False)
-
-    def interrupting(self):
-        """Context in which it does again, unless other processes would be left waiting for this one."""
-        return self._with_interrupts(jax.process_count() == 1)
+            self._interrupts = False
 
     def check(self) -> None:
         """Call once a step: raises Stopped if a signal came, in every process at the same step.

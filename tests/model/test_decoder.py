@@ -1,5 +1,7 @@
 """Where gradients stop between layers, who is seen, and the ablation without decoupling."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,9 +116,7 @@ def test_without_decoupling_every_layer_is_one_to_one(tiny, inputs):
     assert size(gradient) > 0  # nothing is stopped between layers
 
 
-def test_recomputing_activations_changes_no_parameter(tiny, tiny_params, inputs):
-    from dataclasses import replace
-
+def test_recomputing_activations_changes_no_parameter(tiny, inputs):
     plain, recomputed = (
         jax.eval_shape(Decoder(replace(tiny, remat=remat)).init, jax.random.key(0), *inputs) for remat in (False, True)
     )

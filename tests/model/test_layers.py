@@ -69,6 +69,36 @@ def test_reference_per_level_scales_points_and_boxes():
     np.testing.assert_allclose(reference_per_level(box[..., :2], ratios)[0, 0], [[0.1, 0.1], [0.2, 0.2]], rtol=1e-6)
 
 
+def test_where_points_and_boxes_look(monkeypatch):
+    """r + Δ / (w, h) around a point, centre + Δ / P · size / 2 in a box (method section 2)."""
+    seen = []
+
+    def capture(value, level_shapes, locations, weights):
+        seen.append(np.asarray(locations))
+        return jnp.zeros((*locations.shape[:2], WIDTH))
+
+    monkeypatch.setattr("opendet_jax.model.layers.deformable_attention", capture)
+    query = jax.random.normal(jax.random.key(1), (2, 5, WIDTH))
+    reference = jax.random.uniform(jax.random.key(2), (2, 5, 4, 4))
+    module = DeformableAttention(WIDTH, HEADS, 4, POINTS)
+    params = module.init(jax.random.key(3), query, reference, pyramid())
+    kernel = jax.random.normal(jax.random.key(4), params["params"]["sampling_offsets"]["kernel"].shape)
+    params["params"]["sampling_offsets"]["kernel"] = kernel
+    seen.clear()
+    module.apply(params, query, reference[..., :2], pyramid())
+    module.apply(params, query, reference, pyramid())
+    ring = offset_ring(HEADS, 4, POINTS)
+    offsets = np.asarray(query @ kernel + ring).reshape(2, 5, HEADS, 4, POINTS, 2)
+    for image, q, head, level, point in np.ndindex(offsets.shape[:-1]):
+        h, w = SHAPES[level]
+        x, y, box_w, box_h = np.asarray(reference[image, q, level])
+        dx, dy = offsets[image, q, head, level, point]
+        place = (image, q, head, level, point)
+        np.testing.assert_allclose(seen[0][place], [x + dx / w, y + dy / h], rtol=1e-4, atol=1e-5)
+        wanted = [x + dx / POINTS * box_w / 2, y + dy / POINTS * box_h / 2]
+        np.testing.assert_allclose(seen[1][place], wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_deformable_attention_never_reads_what_is_not_valid(size):
     source = pyramid()

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from opendet_jax import inference as inference_module
 from opendet_jax.config import Config, EvalConfig
 from opendet_jax.inference import Inference, Selection, slots_for
 from opendet_jax.model.opendet import OpenDet
+
+SHORT = EvalConfig(num_beams=2, max_new_tokens=3)
 
 
 @pytest.mark.parametrize(
@@ -22,25 +23,24 @@ from opendet_jax.model.opendet import OpenDet
 def test_the_batch_chooses_its_slots(used, slots, chosen):
     valid = np.zeros((2, slots), bool)
     valid[1, :used] = True
-    assert slots_for(valid) == chosen
+    assert slots_for(valid, (100, 300)) == chosen
 
 
-def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, tiny_images, monkeypatch):
+def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, tiny_images):
     model = OpenDet(replace(tiny, score_threshold=0.5))
-    config = Config(model=model.config, eval=EvalConfig(num_beams=2, max_new_tokens=3))
+    configs = (Config(model=model.config, eval=replace(SHORT, query_slots=sizes)) for sizes in ((), (8, 16)))
     everything = Selection(max_detections=100, min_score=0.0, nms_iou=0.9, nms_above=300)
-    whole, split = (Inference(model, tiny_params, config, str) for _ in range(2))
+    whole, split = (Inference(model, tiny_params, config, str) for config in configs)
     slots = []
     for bias in (-9.0, 9.0, -9.0, 9.0):  # of the score: no token is an object, all are, …
         score = tiny_params["query_selection"]["score"]
         score = {**score, "bias": np.full_like(score["bias"], bias)}
         params = {**tiny_params, "query_selection": {**tiny_params["query_selection"], "score": score}}
         whole.params = split.params = jax.device_put(params)
-        monkeypatch.setattr(inference_module, "QUERY_SLOTS", ())
         want = whole(tiny_images, [(64, 96), (48, 64)], everything)
-        monkeypatch.setattr(inference_module, "QUERY_SLOTS", (8, 16))
         got = split(tiny_images, [(64, 96), (48, 64)], everything)
-        slots.append(slots_for(np.asarray(split._look(split.params, split.place(tiny_images))[-1].valid)))
+        valid = split._look(split.params, split.place(tiny_images))[-1].valid
+        slots.append(slots_for(np.asarray(valid), split.config.eval.query_slots))
         for ours, theirs in zip(got, want, strict=True):
             np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
             np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
@@ -48,3 +48,23 @@ def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, 
     assert slots == [8, 24, 8, 24]
     assert (whole._decode_queries._cache_size(), split._decode_queries._cache_size()) == (1, 2)
     assert (split._look._cache_size(), split._generate._cache_size()) == (1, 2)  # names: chunks of 30 and of 100
+
+
+def test_photographs_of_a_bucket_and_settings_compile_nothing_more(tiny, tiny_params, tiny_images):
+    inference = Inference(OpenDet(tiny), tiny_params, Config(model=tiny, eval=SHORT), str)
+    compiled = []
+
+    def count(event: str, _seconds: float, **_) -> None:
+        compiled.extend([event] * (event == "/jax/core/compile/backend_compile_duration"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    rng, after = np.random.default_rng(0), []
+    shape = tiny_images.pixels.shape
+    for number in range(5):
+        photographs = replace(tiny_images, pixels=rng.integers(0, 256, shape, np.uint8))
+        selection = Selection(max_detections=5 - number, min_score=number / 100, nms_iou=0.9 - number / 10)
+        found = inference(photographs, [(64 + number, 96), (48, 64 - number)], selection)
+        assert [len(one.scores) for one in found] == [5 - number] * 2
+        after.append(len(compiled))
+    assert after[0] > 0
+    assert after == [after[0]] * 5

@@ -131,7 +131,11 @@ def test_each_platform_gets_its_own_form(platform, kernels, queries, width, poin
         weights,
         jax.ShapeDtypeStruct((2, queries, 8 * width), dtype),
     )
-    assert kernels_in(lowered(with_gradients(deformable_attention, shapes), args, platform)) == kernels
+    text = lowered(with_gradients(deformable_attention, shapes), args, platform)
+    assert kernels_in(text) == kernels
+    if platform == "tpu":  # where both are slow
+        assert "stablehlo.gather" not in text
+        assert "stablehlo.scatter" not in text
 
 
 @pytest.mark.parametrize(("platform", "kernel", "count"), [("cuda", "triton", 2), ("tpu", "mosaic", 3)])

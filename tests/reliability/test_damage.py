@@ -11,6 +11,7 @@ from opendet_jax.config import Config
 from opendet_jax.intact import MANIFEST
 from opendet_jax.train.checkpoint import CheckpointError, Checkpoints, find, restore
 from opendet_jax.train.loop import train
+from opendet_jax.train.same_config import check_same
 from opendet_jax.weights.folder import Converted, load, save
 from opendet_jax.weights.rules import WeightsError
 from tests.reliability.programs import assert_same_checkpoint, assert_same_run, template, tiny
@@ -180,3 +181,14 @@ def test_another_config_is_named_field_by_field(workdir):
     assert found == ["data.batch_size", "optimizer.clip_norm", "train.seed"]
     assert "train.seed: checkpoint 0, config 1" in str(error.value)
     assert isinstance(Config.from_dict(CONFIG.to_dict()).hash(), str)
+
+
+def test_images_that_were_held_out_stay_out(tmp_path):
+    """Whether there is a json to evaluate on decides what is trained on."""
+    data = replace(CONFIG.data, source="json", held_out=0.25)
+    held_out = replace(CONFIG, data=data)
+    elsewhere = replace(CONFIG, data=replace(data, eval=replace(data.eval, annotations="val.json")))
+    with pytest.raises(CheckpointError, match=r"held_out \(where data.eval names no json\): checkpoint 0.25, config 0"):
+        check_same(held_out.to_dict(), elsewhere, tmp_path)
+    moved = replace(elsewhere, data=replace(elsewhere.data, eval=replace(data.eval, annotations="there/val.json")))
+    check_same(elsewhere.to_dict(), moved, tmp_path)

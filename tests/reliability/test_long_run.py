@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from opendet_jax.inference import NAMING_CHUNKS
+from opendet_jax.config import EvalConfig
 from opendet_jax.intact import steps
 from tests.reliability.programs import run_well
 
@@ -32,7 +32,9 @@ def test_long_runs(tmp_path):
     training = [pair for pair in pairwise(rows) if pair[0]["step"] % EVALUATION]
     assert all(before["compiled"] == after["compiled"] for before, after in training)
     more = rows[-1]["compiled"] - rows[0]["compiled"]
-    assert more < len(NAMING_CHUNKS), "evaluations after the first may need the other sizes of naming's program"
+    assert more < len(EvalConfig().naming_chunks), (
+        "evaluations after the first may need the other sizes of naming's program"
+    )
     growth = np.polyfit([row["step"] for row in rows], [row["memory"] for row in rows], 1)[0] * 1000
     print(f"{rows[-1]['compiled']} programs, {rows[-1]['memory']:.0f} MiB, {growth:+.1f} MiB in 1,000 steps")
     assert growth < MAY_GROW

@@ -21,7 +21,15 @@ from opendet_jax.train.replay import replay
 from opendet_jax.train.replay_file import ReplayError, load_batch
 from opendet_jax.train.same_config import CheckpointError
 from opendet_jax.train.state import TrainState
-from tests.reliability.programs import assert_same_checkpoint, logged, tiny
+from tests.reliability.programs import (
+    assert_same_checkpoint,
+    finish,
+    logged,
+    run,
+    run_well,
+    start_processes,
+    tiny,
+)
 
 CONFIG = tiny(steps=6)
 
@@ -81,6 +89,8 @@ def test_stops_at_a_step_between_checkpoints_and_log_lines(tmp_path, monkeypatch
     with pytest.raises(NonFiniteError, match="step 4: "):
         train(rare, tmp_path)
     assert steps(tmp_path / "checkpoints") == [3]
+    train(replace(rare, train=replace(rare.train, steps=6, log_every=1, non_finite="skip")), tmp_path)
+    assert [row["skipped"] for row in logged(tmp_path)] == [1, 1, 1], "the one that stopped it is not counted twice"
 
 
 def test_the_last_step_too(tmp_path, monkeypatch):
@@ -191,3 +201,25 @@ def test_a_stopped_run_goes_on_when_it_may_skip(stopped, monkeypatch):
     rows = logged(workdir)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["skipped"] for row in rows[4:]] == [1, 1]
+
+
+def test_several_devices(tmp_path):
+    """A run on two devices, and its replay there."""
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "TOY_POISON": 3}
+    done = run(tmp_path, **two)
+    assert done.status == 1
+    assert "step 3: gradient_norm, l1/layer_1, total, update_norm not finite" in done.err
+    out = run_well(tmp_path, "--mode=replay", f"train.replay={tmp_path / 'non_finite' / 'step_3.npz'}", **two)
+    assert "first: decoder, in " in out
+
+
+def test_several_processes(tmp_path):
+    """All stop at the same step; the batch and the message are of all."""
+    first, second = (finish(process) for process in start_processes(tmp_path, 2, TOY_POISON=3))
+    assert (first.status, second.status) == (1, 1), first.err + second.err
+    found = load_batch(tmp_path / "non_finite" / "step_3.npz")
+    assert len(found.image_ids) == len(found.batch.images.pixels) == 2
+    assert len(set(found.image_ids.tolist())) == 2
+    for process, own in zip((first, second), found.image_ids.tolist(), strict=True):
+        assert f"not finite; images [{own}] (of all processes: {found.image_ids.tolist()})" in process.err
+    assert steps(tmp_path / "checkpoints") == [2]

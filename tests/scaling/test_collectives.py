@@ -19,6 +19,26 @@ PROGRAM = """HloModule step
   ROOT %moved = f32[4,8]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
 }
 
+%left (x: f32[4]) -> f32[4] {
+  ROOT %none = f32[4]{0} negate(%x)
+}
+
+%right (x: f32[4]) -> f32[4] {
+  ROOT %total = f32[5]{0} all-reduce(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+}
+
+%choice (state: f32[4]) -> f32[4] {
+  ROOT %either = f32[4]{0} conditional(%i, %x, %x), branch_computations={%left, %right}
+}
+
+%choice_of_old (state: f32[4]) -> f32[4] {
+  ROOT %either = f32[4]{0} conditional(%i, %x, %x), true_computation=%left, false_computation=%gatherer
+}
+
+%gatherer (x: f32[4]) -> f32[4] {
+  ROOT %together = f32[8]{0} all-gather(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+}
+
 ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %summed = (f32[4,8]{1,0}, bf16[16]{0}) all-reduce(%p, %q), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %gather = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%p), replica_groups=[2,4]<=[8], dimensions={0}
@@ -26,6 +46,8 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %scattered = f32[1,8]{1,0} reduce-scatter(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   %all = pred[3]{0} all-reduce(%r), replica_groups={}, to_apply=%add
   %alone = f32[4]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+  %chosen = f32[4] while(%t), condition=%until, body=%choice
+  %chosen_too = f32[4] while(%t), condition=%until, body=%choice_of_old
   ROOT %loop = (s32[], f32[4,8]) while(%t), condition=%until, body=%round
 }
 """
@@ -38,6 +60,8 @@ def test_kinds_groups_shapes_and_loops():
         ("all-reduce", 4): Collective("all-reduce", (Array("f32", (4, 8)), Array("bf16", (16,))), 4, False),
         ("all-gather", 4): Collective("all-gather", (Array("f32", (8, 8)),), 4, False),
         ("reduce-scatter", 4): Collective("reduce-scatter", (Array("f32", (1, 8)),), 4, False),
+        ("all-reduce", 2): Collective("all-reduce", (Array("f32", (5,)),), 2, True),
+        ("all-gather", 2): Collective("all-gather", (Array("f32", (8,)),), 2, True),
         ("all-reduce", 8): Collective("all-reduce", (Array("pred", (3,)),), 8, False),
     }
 
@@ -58,7 +82,8 @@ def test_bytes_that_a_ring_must_send(kind, group, size, sent):
 
 def test_summary():
     counted = summary(collectives(PROGRAM, 8))
-    assert counted["all-reduce"]["count"] == 2
-    assert counted["all-reduce"]["bytes"] == 4 * 32 + 2 * 16 + 3
+    assert counted["all-reduce"]["count"] == 3
+    assert counted["all-reduce"]["bytes"] == 4 * 32 + 2 * 16 + 3 + 4 * 5
+    assert counted["all-reduce"]["in_loops"] == 1
     assert counted["collective-permute"]["in_loops"] == 1
     assert "all-to-all" not in counted

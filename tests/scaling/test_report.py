@@ -1,5 +1,8 @@
 """The report of a compiled step, on this machine's CPU and with a model of three layers."""
 
+import json
+import sys
+
 import jax
 import jaxtyping
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from opendet_jax.config import MeshConfig
 from opendet_jax.errors import InputError
 from opendet_jax.scaling import __main__ as command
+from opendet_jax.scaling import program as program_module
 from opendet_jax.scaling.bounds import bound
 from opendet_jax.scaling.machines import MACHINES, Machine, TopologyError, describe
 from opendet_jax.scaling.program import TooLargeError, compile_step
@@ -15,6 +19,7 @@ from opendet_jax.train.mesh import make_mesh
 from tests.reliability import toy
 from tests.reliability.programs import tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 MACHINE = Machine("cpu", "cpu", 1e9, 2.0**30, 1e9, 1e8, "made up")
 
 
@@ -50,7 +55,7 @@ def test_the_bound_is_the_longest_of_three():
 
 def test_it_can_be_read(point):
     text = lines(point[0])
-    assert "never run: compiled ahead of time" in text
+    assert "never run: compiled ahead of time with effort 0" in text
     assert "fits in        1,024" in text or "fits in 1,024" in text
     assert "Lower bound of the step's time (not a prediction)" in text
     assert "none" in text  # collectives
@@ -76,3 +81,58 @@ def test_axes_by_name():
 def test_unknown_machines_are_refused(name):
     with pytest.raises(TopologyError, match=f"--topology={name}: must be MACHINE:SHAPE.*{', '.join(MACHINES)}"):
         describe(name)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """This machine's CPU in the place of a described one."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    toy.install(monkeypatch.setattr)
+    monkeypatch.setattr(command, "describe", lambda topology: (MACHINE, jax.devices()[:1]))
+    arguments = ["scaling", "--config=tests/reliability/tiny.py", "--topology=cpu:1", "--mesh=data:1", "--images=3"]
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        command.main()
+
+    yield run
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+
+
+def test_the_command(here, tmp_path, capsys):
+    here(
+        f"--json={tmp_path / 'point.json'}", f"--hlo={tmp_path / 'step.hlo'}", "--effort=-0.5", "--config.train.ema=0.9"
+    )
+    found = json.loads((tmp_path / "point.json").read_text())
+    assert (found["batch"], found["images_per_share"], found["topology"], found["effort"]) == (3, 3, "cpu:1", -0.5)
+    assert found["memory"]["average"] == found["memory"]["parameters"] > 0
+    assert (tmp_path / "step.hlo").read_text().startswith("HloModule")
+    assert capsys.readouterr().out.strip() == lines(found)
+
+
+def test_the_command_refuses_what_cannot_be(here, capsys):
+    for wrong, said in (
+        ("--mesh=data:2", "config.mesh"),
+        ("--images=0", "data.batch_size"),
+        ("--effort=2", "--effort=2.0: must be between -1 and 1"),
+        ("--config.model.dtype=float8", "model.dtype"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            here(wrong)
+        assert said in str(ended.value)
+
+
+def test_what_the_compiler_says_of_memory(here, monkeypatch, capsys, tmp_path):
+    class Full:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 17.12G of 15.75G hbm"
+            )
+
+    monkeypatch.setattr(program_module, "jit_step", lambda *_: Full())
+    here(f"--json={tmp_path / 'point.json'}")
+    assert json.loads((tmp_path / "point.json").read_text())["memory"]["peak"] == pytest.approx(17.12 * 2**30)
+    assert "DOES NOT FIT: it needs 17,531 MiB" in capsys.readouterr().out

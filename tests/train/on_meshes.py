@@ -1,4 +1,6 @@
-"""Takes steps of a small model on meshes of forced devices: `python -m tests.train.on_meshes OUT DATA,FSDP,TENSOR …`.
+"""Takes steps of a small model on forced devices: `python -m tests.train.on_meshes OUT DATA,FSDP,TENSOR[,PARTS] …`.
+
+PARTS: gradients of the batch are accumulated in so many.
 
 OUT/<mesh>.npz gets the loss terms and gradients of the first step and the parameters after STEPS steps of SGD,
 OUT/<mesh>.hlo the compiled program. Several processes: --process=NUMBER,COUNT,HOST:PORT; the first one writes.
@@ -63,18 +65,19 @@ def recording() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
 
 
-def steps_on(sizes: MeshConfig) -> tuple[dict[str, Any], str]:
+def steps_on(sizes: MeshConfig, parts: int) -> tuple[dict[str, Any], str]:
     """(terms, gradients and parameters by name, the compiled program)."""
+    config = replace(CONFIG, train=replace(CONFIG.train, accumulate=parts))
     mesh, model = make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor]), OpenDet(TINY)
     optimizer = optax.chain(recording(), optax.sgd(1e-3))
-    whole = fresh_state(random_params(model), optimizer, CONFIG)
+    whole = fresh_state(random_params(model), optimizer, config)
     with jax.set_mesh(mesh):
         state = jax.device_put(whole, partition(whole, mesh))
         everything = batch()
         each = IMAGES // jax.process_count()
         own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
         images = place_batch(jax.tree.map(lambda x: x[own], everything), mesh)
-        program = jit_step(make_train_step(model, optimizer, CONFIG), state, mesh).lower(state, images).compile()
+        program = jit_step(make_train_step(model, optimizer, config), state, mesh).lower(state, images).compile()
         state, terms = program(state, images)
         found = {f"term:{name}": np.asarray(value) for name, value in terms.items()}
         found |= _named("gradient", local_copy(state.opt_state[0], mesh))
@@ -98,7 +101,8 @@ def main() -> None:
         number, count, coordinator = arguments.process.split(",")
         join_processes(MeshConfig(processes=int(count), process=int(number), coordinator=coordinator))
     for name in arguments.meshes:
-        found, program = steps_on(MeshConfig(*map(int, name.split(","))))
+        data, fsdp, tensor, parts = [int(size) for size in f"{name},1".split(",")][:4]
+        found, program = steps_on(MeshConfig(data, fsdp, tensor), parts)
         if is_first():
             np.savez(arguments.out / f"{name}.npz", allow_pickle=False, **found)
             (arguments.out / f"{name}.hlo").write_text(program)

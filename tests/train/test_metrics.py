@@ -1,8 +1,11 @@
 """metrics.jsonl and evaluations.jsonl: full precision, and no line twice after a restart."""
 
+import errno
 import json
+import time
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
 from opendet_jax.train.curves import draw_curves
 from opendet_jax.train.metrics import LogError, MetricsLog, best_step, read_metrics
@@ -69,3 +72,21 @@ def test_there_is_nothing_to_draw(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_for_tensorboard_alone(tmp_path, monkeypatch):
+    """Its thread dies, and its queue of numbers must not be waited for."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = MetricsLog(tmp_path, 0)
+    monkeypatch.setattr(EventsWriter, "write_event", full)
+    numbers = {f"term {i}": 1.0 for i in range(200)}
+    log.write(1, numbers)
+    while log._tensorboard_lives():
+        time.sleep(0.01)
+    with pytest.raises(LogError, match="tensorboard: could not be written; is the disk full"):
+        log.write(2, numbers)
+    log.close()

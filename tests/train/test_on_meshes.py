@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow  # minutes
 DEVICES = 8
 ONE = "1,1,1"
 MESHES = ("2,1,1", "4,1,1", "8,1,1", "1,8,1", "2,4,1", "1,1,2", "2,1,4", "2,2,2")  # data, fsdp, tensor
+ACCUMULATED, ACCUMULATED_ON_MANY = "1,1,1,2", "2,2,1,2"  # in two parts
 RELATIVE, ZERO = 1e-5, 1e-7
 
 
@@ -33,7 +34,7 @@ def finish(process: subprocess.Popen) -> None:
 def results(tmp_path_factory) -> Path:
     """Of one device and of every mesh."""
     out = tmp_path_factory.mktemp("meshes")
-    finish(start(out, DEVICES, ONE, *MESHES))
+    finish(start(out, DEVICES, ONE, *MESHES, ACCUMULATED, ACCUMULATED_ON_MANY))
     return out
 
 
@@ -79,6 +80,10 @@ def inside(small: tuple[int, ...], shapes: set[tuple[int, ...]]) -> bool:
 @pytest.mark.parametrize("mesh", MESHES)
 def test_numbers_are_those_of_one_device(results, mesh):
     assert_same(results / f"{ONE}.npz", results / f"{mesh}.npz")
+
+
+def test_accumulated_numbers_are_those_of_one_device(results):
+    assert_same(results / f"{ACCUMULATED}.npz", results / f"{ACCUMULATED_ON_MANY}.npz")
 
 
 def test_numbers_of_two_processes_are_those_of_one_device(results, processes):

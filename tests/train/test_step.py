@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -12,9 +13,11 @@ from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Ablation, Config
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.train import step as step_module
+from opendet_jax.train.mesh import make_mesh, place_batch
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.state import TrainState
-from opendet_jax.train.step import make_train_step, step_gradients
+from opendet_jax.train.sharding import partition
+from opendet_jax.train.state import TrainState, fresh_state
+from opendet_jax.train.step import jit_step, make_train_step, step_gradients
 from tests.model.conftest import TINY
 
 CONFIG = replace(Config(), model=TINY)
@@ -104,6 +107,40 @@ def test_all_ablations_at_once(batch):
     moved = {path for path in before if path[0] == "name_generator" and not np.array_equal(before[path], after[path])}
     assert moved == {("name_generator", "t5", "lm_head", "kernel")}
     assert not any("lora" in path[-1] for path in before)
+
+
+@pytest.mark.parametrize("fields", [{}, {"remat": True}, {"remat": True, "remat_keeps": "products"}])
+def test_bfloat16_is_for_activations_alone(batch, monkeypatch, fields):
+    """Traced, not run: gradients, parameters, moments and every loss term stay float32."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # shapes stand in the place of arrays
+    config = replace(CONFIG, model=replace(TINY, dtype="bfloat16", **fields))
+    model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    state = jax.eval_shape(lambda params: fresh_state(params, optimizer, config), params)
+    terms, grads = jax.eval_shape(step_gradients(model, config), params, batch, state.step)
+    new, step_terms = jax.eval_shape(make_train_step(model, optimizer, config), state, batch)
+    floats = [x for x in jax.tree.leaves((params, terms, grads, new, step_terms)) if x.dtype.kind == "f"]
+    assert {x.dtype for x in floats} == {jnp.float32.dtype}
+    jaxpr = str(jax.make_jaxpr(step_gradients(model, config))(params, batch, state.step))
+    assert jaxpr.count("bf16[") > 1000
+
+
+def test_the_old_state_is_used_up():
+    """Donated: the new one takes its memory."""
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    params = {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    state = TrainState(jnp.zeros((), jnp.int32), params, {"momentum": jax.tree.map(jnp.zeros_like, params)})
+
+    def step(state, batch):
+        moved = jax.tree.map(lambda x: x + batch.sum(), state.params)
+        return state.replace(step=state.step + 1, params=moved), {"total": batch.sum()}
+
+    program = jit_step(step, state, mesh)
+    with jax.set_mesh(mesh):
+        new, _ = program(jax.device_put(state, partition(state, mesh)), place_batch(np.ones((2, 3), np.float32), mesh))
+        last, _ = program(new, place_batch(np.ones((2, 3), np.float32), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((new.params, new.opt_state)))
+    assert float(last.params["bias"][0]) == 13
 
 
 def test_losses_fall_on_one_batch(batch):

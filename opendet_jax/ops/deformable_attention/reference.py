@@ -29,7 +29,7 @@ def deformable_attention(
     locations: Float[Array, "B Q H L P 2"],
     weights: Float[Array, "B Q H L P"],
 ) -> Float[Array, "B Q Hd"]:
-    """Σ over levels and points of weight · value(location); arguments as in `xla.deformable_attention`."""
+    """Σ over levels and points of weight · value(location); arguments as of the package's `deformable_attention`."""
     batch, _, heads, width = value.shape
     start, total = 0, 0.0
     for level, (h, w) in enumerate(level_shapes):

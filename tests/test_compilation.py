@@ -1,0 +1,43 @@
+"""Where compiled programs are kept, and that the program and the Python interface keep them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
+PRINT += "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)"
+
+
+def test_a_plain_place_or_the_one_that_is_named(tmp_path):
+    kept = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+    for named, place in (({}, ".cache/opendet_jax"), ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "there")}, "there")):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | kept
+        environment |= {"HOME": str(tmp_path), **named}
+        done = subprocess.run([sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == str(tmp_path / place), done.stderr
+
+
+class Asked(Exception):
+    pass
+
+
+def ask():
+    raise Asked
+
+
+def test_the_program_keeps_them(monkeypatch):
+    from opendet_jax import main
+
+    monkeypatch.setattr("opendet_jax.compilation.enable_cache", ask)
+    with pytest.raises(Asked):
+        main.main([])
+
+
+def test_the_interface_keeps_them(tmp_path, monkeypatch):
+    from opendet_jax.predict import detector
+
+    monkeypatch.setattr(detector, "enable_cache", ask)
+    with pytest.raises(Asked):
+        detector.load(tmp_path)
