@@ -23,6 +23,12 @@ def small_model(monkeypatch):
     toy.install(monkeypatch.setattr)
 
 
+@pytest.fixture
+def whole_model(small_model, monkeypatch):
+    """The large one in its place again."""
+    monkeypatch.undo()
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """A folder for the drawn scenes of all runs."""

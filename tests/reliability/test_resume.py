@@ -74,7 +74,7 @@ def test_with_two_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("data.threads=3",), ("train.accumulate=2", "train.ema=0.9")])
-def test_the_whole_model(tmp_path, overrides):
+def test_the_whole_model(tmp_path, overrides, whole_model):
     """The detector itself, with dropout, noise and denoising queries."""
     run_well(tmp_path / "parts", "train.steps=2", *overrides, module=WHOLE)
     run_well(tmp_path / "parts", "train.steps=4", *overrides, module=WHOLE)
@@ -85,7 +85,7 @@ def test_the_whole_model(tmp_path, overrides):
 
 
 @pytest.mark.slow
-def test_the_whole_model_with_two_processes(tmp_path):
+def test_the_whole_model_with_two_processes(tmp_path, whole_model):
     for name, last in (("parts", 2), ("parts", 4), ("whole", 4)):
         processes = start_processes(tmp_path / name, 2, f"train.steps={last}", module=WHOLE)
         for done in [finish(process) for process in processes]:
