@@ -57,7 +57,7 @@ def heading(config: Config, topology: str, mesh: Any) -> dict[str, Any]:
         "picture": list(largest_bucket(config)),
         "dtype": config.model.dtype,
         "remat": config.model.remat,
-        "effort": jax.config.jax_exec_time_optimization_effort,
+        "effort": jax.config.values["jax_exec_time_optimization_effort"],
         "jax": jax.__version__,
     }
 

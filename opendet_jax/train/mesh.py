@@ -1,8 +1,9 @@
 """The devices of a run as one mesh of three axes: data × fsdp × tensor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from functools import cache
 from typing import Any
 
 import jax
@@ -95,8 +96,13 @@ def describe_mesh(config: Config, mesh: Mesh) -> str:
 
 def local_copy(params: Any, mesh: Mesh) -> Any:
     """The parameters, whole, on this process's first device. Every process calls this."""
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
-    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+    return jax.tree.map(lambda x: x.addressable_data(0), _gather(mesh)(params))
+
+
+@cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    """One function for a mesh: a new one would be compiled, and kept, each time."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:

@@ -68,7 +68,7 @@ class MetricsLog:
 
     def _tensorboard_lives(self) -> bool:
         """Its thread ends without a word at the first error, and then nobody empties its queue."""
-        writer = self._tensorboard.file_writer
+        writer: Any = self._tensorboard.file_writer
         return writer is not None and writer.event_writer._worker.is_alive()
 
     def close(self) -> None:

@@ -1,12 +1,10 @@
 """2,000 steps of the whole program: memory stays flat, nothing is compiled again."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from opendet_jax.config import EvalConfig
 from opendet_jax.intact import steps
 from tests.reliability.programs import run_well
 
@@ -29,12 +27,7 @@ def test_long_runs(tmp_path):
     )
     rows = [row for row in json.loads(out.splitlines()[-1]) if row["step"] > SETTLED]
     assert len(rows) == (STEPS - SETTLED) // EVERY
-    training = [pair for pair in pairwise(rows) if pair[0]["step"] % EVALUATION]
-    assert all(before["compiled"] == after["compiled"] for before, after in training)
-    more = rows[-1]["compiled"] - rows[0]["compiled"]
-    assert more < len(EvalConfig().naming_chunks), (
-        "evaluations after the first may need the other sizes of naming's program"
-    )
+    assert {row["compiled"] for row in rows} == {rows[0]["compiled"]}
     growth = np.polyfit([row["step"] for row in rows], [row["memory"] for row in rows], 1)[0] * 1000
     print(f"{rows[-1]['compiled']} programs, {rows[-1]['memory']:.0f} MiB, {growth:+.1f} MiB in 1,000 steps")
     assert growth < MAY_GROW
