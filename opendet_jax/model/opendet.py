@@ -149,16 +149,15 @@ class OpenDet(nn.Module):
         Denoising queries too: the Joint Loss needs their score.
         """
         layers = decoded.hidden.shape[0]
-        end = one_to_many_layers(self.config, self.ablation)
-        groups = ((self.aligner_one_to_many, 0, end), (self.aligner_one_to_one, end, layers))
+        one_to_many = one_to_many_layers(self.config, self.ablation)
         scores = []
-        for aligner, first, end in groups:
-            as_they_are = list(decoded.hidden[first : min(end, layers - 2)])
-            if as_they_are:  # the same weights: one product
-                together = aligner(jnp.concatenate(as_they_are, axis=1), texts)
-                scores += jnp.split(together, len(as_they_are), axis=1)
-            for layer in range(max(first, layers - 2), end):
-                scores.append(aligner(decoded.hidden[layer], texts, memory, decoded.boxes[layer], deterministic))
+        for layer in range(layers):
+            hidden, boxes = decoded.hidden[layer], decoded.boxes[layer]
+            aligner = self.aligner_one_to_many if layer < one_to_many else self.aligner_one_to_one
+            if layer < layers - 2:
+                scores.append(aligner(hidden, texts))
+            else:
+                scores.append(aligner(hidden, texts, memory, boxes, deterministic))
         return jnp.stack(scores)
 
     def distil(self, decoded: Decoded, features: Features, memory: Memory, deterministic: bool) -> Prompts:

@@ -84,9 +84,12 @@ def test_a_disk_that_is_full_for_tensorboard_alone(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path, 0)
     monkeypatch.setattr(EventsWriter, "write_event", full)
     numbers = {f"term {i}": 1.0 for i in range(200)}
-    log.write(1, numbers)
-    while log._tensorboard_lives():
-        time.sleep(0.01)
+
+    def write_until_it_is_noticed():
+        for step in range(1, 1000):
+            log.write(step, numbers)
+            time.sleep(0.01)
+
     with pytest.raises(LogError, match="tensorboard: could not be written; is the disk full"):
-        log.write(2, numbers)
+        write_until_it_is_noticed()
     log.close()
