@@ -33,8 +33,9 @@ def main() -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join([HEADER, *map(row, found)])
-    largest = "\n".join([LARGEST, *largest_batches(found)])
-    shown = f"{table}\n\n![Memory, bound and communication]({PICTURE.name})\n\n{largest}"
+    shown = f"{table}\n\n![Memory, bound and communication]({PICTURE.name})"
+    if largest := largest_batches(found):
+        shown += "\n\n" + "\n".join([LARGEST, *largest])
     PAGE.write_text(f"{before}{BEGIN}\n{shown}\n\n{END}{after}", encoding="utf-8")
     draw(found)
     print(f"{len(found)} of {len(POINTS)} points in {PAGE} and {PICTURE}")

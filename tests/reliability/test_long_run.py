@@ -9,7 +9,7 @@ from opendet_jax.intact import steps
 from tests.reliability.programs import run_well
 
 STEPS, EVERY, EVALUATION = 2000, 50, 500
-SETTLED = 600  # steps, one evaluation among them: buffers have found their sizes
+SETTLED = 600  # steps, 29 checkpoints and one evaluation among them: buffers have found their sizes
 MAY_GROW = 10.0  # MiB in a thousand steps
 
 
@@ -20,7 +20,7 @@ def test_long_runs(tmp_path):
         *(
             f"train.steps={STEPS}",
             f"train.log_every={EVERY}",
-            "train.checkpoint_every=100",
+            "train.checkpoint_every=20",
             f"train.eval_every={EVALUATION}",
         ),
         module="tests.reliability.long_run",
