@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent / "points"
-EFFORT = -1  # of the compiler, for a fast program: with its own, a point takes it most of an hour
+EFFORT = -1  # of the compiler, for a fast program: with its own, a point was not done after 17 minutes
 PYTHON = Path(".venv-compile/bin/python")
 
 
