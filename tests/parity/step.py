@@ -1,0 +1,81 @@
+"""The training step that the authors' program computed, as ours computes it: inputs, losses, matchings."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from opendet_jax.batch import Objects
+from opendet_jax.config import Ablation, LossConfig, ModelConfig, T5Config
+from opendet_jax.losses.matching import match
+from opendet_jax.losses.naming import TextNoise
+from opendet_jax.losses.sets import clean_targets, matching_sets
+from opendet_jax.losses.total import training_losses
+from opendet_jax.model.denoising import denoising_slots
+from opendet_jax.model.opendet import OpenDet, Training
+from tests.parity.test_detector import images_of, noise
+from tests.parity.vectors import Vectors, params_of
+
+T5 = T5Config(vocab_size=512, num_layers=2, ffn_width=256, activation="gelu_erf", head_bias=True)
+CONFIG = ModelConfig(query_fill="program", t5=T5)
+LOSSES = LossConfig(text_noise_sigma="padded")
+SPARE_QUERIES = 20  # empty slots beside the program's
+SPARE_SLOTS = 2  # objects that are none
+
+
+def padded(array: np.ndarray, fill: float) -> np.ndarray:
+    """With spare slots for objects."""
+    widths = [(0, 0), (0, SPARE_SLOTS)] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, widths, constant_values=fill)
+
+
+class ProgramStep:
+    """Everything that goes into the step of one file, and the functions of the parameters."""
+
+    def __init__(self, vectors: Vectors, dtype: str = "float32"):
+        self.vectors = vectors
+        slots = min(CONFIG.max_queries, vectors["select/index"].shape[1] + SPARE_QUERIES)
+        self.config = replace(CONFIG, max_queries=slots, dtype=dtype)
+        self.model = OpenDet(self.config)
+        counts, tokens = vectors["objects/count"], vectors["objects/tokens"]
+        valid = np.arange(vectors["objects/boxes"].shape[1] + SPARE_SLOTS) < counts[:, None]
+        self.objects = Objects(
+            boxes=padded(vectors["objects/boxes"], 0.3),
+            valid=valid,
+            texts=np.where(valid[..., None], padded(vectors["objects/texts"], 0.0), np.float32(0.1)),
+            tokens=np.where(valid[..., None], padded(np.where(tokens == -100, 0, tokens), 0), 5),
+        )
+        self.text_noise = TextNoise(
+            normal=jnp.asarray(padded(vectors["text_noise/normal"], 0.0)),
+            uniform=jnp.asarray(padded(vectors["text_noise/uniform"], 0.0)),
+        )
+        self.randoms = noise(vectors, "dn/random", counts, denoising_slots(CONFIG, valid.shape[1]))
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        return params_of(self.vectors)
+
+    def forward(self, params: dict[str, Any]) -> Training:
+        variables = {"params": params}
+        return self.model.apply(variables, images_of(self.vectors), self.objects, self.randoms, deterministic=True)
+
+    def losses(self, params: dict[str, Any], training: Training) -> dict[str, jax.Array]:
+        def token_losses(params, prompts, tokens, keys):
+            return self.model.apply({"params": params}, prompts, tokens, deterministic=True, method="token_losses")
+
+        language_model = Partial(token_losses, {"name_generator": params["name_generator"]})
+        _, terms = training_losses(
+            training, self.objects, self.text_noise, language_model, jax.random.key(0), self.config, Ablation(), LOSSES
+        )
+        return terms
+
+    def matched(self, training: Training) -> dict[str, jax.Array]:
+        """The object of each query, B × Q, of every set."""
+        targets, matched = clean_targets(self.objects), {}
+        for mode, (names, predictions) in matching_sets(training, targets, self.config, Ablation()).items():
+            matched |= dict(zip(names, match(predictions, targets, mode).object, strict=True))
+        return matched
