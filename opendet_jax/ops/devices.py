@@ -4,6 +4,7 @@ XLA splits most operations over devices by itself. It cannot split a kernel (for
 everything everywhere without a word), and a loop that runs until every image is done would wait for all devices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,11 +27,10 @@ def on_each_device(
     mesh = jax.sharding.get_abstract_mesh()
     automatic = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     axes = tuple(axis for axis in BATCH_AXES if axis in automatic)
-    if not axes:
-        return function(*shared, *arrays)  # no mesh, or already inside a shard_map over it
-    count = 1
-    for axis in axes:
-        count *= mesh.shape[axis]
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    # No mesh, or inside a shard_map over it; or XLA splits all there is to split, which axes of one device confuse.
+    if not axes or (count == 1 and xla_splits_rest):
+        return function(*shared, *arrays)
     even = all(leaf.shape[0] % count == 0 for leaf in jax.tree.leaves(arrays))
     split, whole = PartitionSpec(axes if even else None), PartitionSpec()
     return jax.shard_map(
