@@ -45,13 +45,14 @@ class SelfAttention(nn.Module):
         batch, queries, _ = x.shape
         head_width = self.width // self.num_heads
         qkv = nn.Dense(3 * self.width, kernel_init=xavier, dtype=self.dtype, name="in_proj")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, queries, 3, self.num_heads, head_width), (2, 3), (0, 2))
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q * head_width**-0.5, k, preferred_element_type=jnp.float32)
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, queries, 3, self.num_heads, head_width), (2, 3), (0, 1))
+        # Heads before the batch, which may be 1: XLA's CPU program divides sums among threads by the first axis.
+        scores = jnp.einsum("hbqd,hbkd->hbqk", q * head_width**-0.5, k, preferred_element_type=jnp.float32)
         # the least finite number, not −∞: a row that may look at nothing stays finite
-        scores = jnp.where(attention[:, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(attention, scores, jnp.finfo(jnp.float32).min)
         weights = nn.softmax(scores, axis=-1).astype(self.dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-        out = jnp.moveaxis(out, 1, 2).reshape(batch, queries, self.width)
+        out = jnp.einsum("hbqk,hbkd->hbqd", weights, v)
+        out = jnp.moveaxis(out, 0, 2).reshape(batch, queries, self.width)
         return nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="out_proj")(out)
 
 

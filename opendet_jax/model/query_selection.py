@@ -4,6 +4,8 @@ A variable number of tokens passes the threshold; the program is static, so Q sl
 `Queries.valid` says which slots are queries.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from opendet_jax.config import ModelConfig
 from opendet_jax.model.layers import MLP, LayerNorm, xavier
 from opendet_jax.model.pyramid import Pyramid
 from opendet_jax.ops.boxes import logit
+from opendet_jax.ops.devices import on_each_device
 
 PROPOSAL_SIZE = 0.05  # width and height of a proposal on the finest level; doubles on each next one
 PROPOSAL_MARGIN = 0.01  # a proposal with a coordinate outside (margin, 1 − margin) is no proposal
@@ -69,7 +72,8 @@ def select_best(
 
     An image where none qualifies takes its `minimum` best eligible tokens. Returns token indices and validity.
     """
-    logits, index = jax.lax.top_k(jnp.where(eligible, logits, -jnp.inf), slots)
+    # Each device its own images: left to XLA, every one gathers and sorts the scores of all.
+    logits, index = on_each_device(partial(jax.lax.top_k, k=slots), jnp.where(eligible, logits, -jnp.inf))
     qualified = nn.sigmoid(logits) >= threshold
     best = jnp.arange(slots) < minimum
     valid = jnp.where(qualified.any(axis=1, keepdims=True), qualified, best)
