@@ -89,7 +89,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     left, middle, right = figure.subplots(1, 3, sharey=True)
     places = range(len(whole))
     colours = ["#3b6ea5" if point["config"] == "swin_t" else "#d08a2e" for point in whole]
-    labels = [f"{p['config']}  {p['topology']}  {axes_of(p)}, {p['images_per_share']} images a share" for p in whole]
+    labels = [f"{p['config']}  {p['topology']}  {axes_of(p)}, images a share: {p['images_per_share']}" for p in whole]
     left.barh(places, [point["memory"]["peak"] / GIB for point in whole], color=colours)
     limits = [point["memory_limit"] / GIB for point in whole]
     left.scatter(limits, places, marker="|", s=120, color="#c0504d", zorder=3)
