@@ -23,7 +23,7 @@ from opendet_jax.train.state import TrainState, abstract_state
 from tests.reliability.tiny import get_config
 
 TOY, WHOLE = "tests.reliability.toy", "opendet_jax.main"
-PATIENCE = 600  # seconds: compilation on a busy machine
+PATIENCE = 1800  # seconds: 2,000 steps on a busy machine
 
 
 def tiny(**train: Any) -> Config:
