@@ -1,4 +1,4 @@
-"""Run by test_deformable_attention_devices.py in a process that has two devices; prints "ok" at its end."""
+"""Run by test_devices.py in a process that has two devices; prints "ok" at its end."""
 
 import re
 

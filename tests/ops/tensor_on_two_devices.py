@@ -1,4 +1,4 @@
-"""Run by test_devices.py in a process that has two devices; prints "ok" at its end."""
+"""A mesh of tensor alone: images are not split, the weights are. Run by test_devices.py; prints "ok" at its end."""
 
 import jax
 import jax.numpy as jnp
