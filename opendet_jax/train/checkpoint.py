@@ -23,6 +23,7 @@ from opendet_jax.config import Config
 from opendet_jax.intact import DamagedError
 from opendet_jax.train.same_config import CheckpointError, check_same
 from opendet_jax.train.state import TrainState
+from opendet_jax.train.tensorstore_leak import ask_once
 from opendet_jax.weights.folder import CHECKPOINTS, read
 
 IteratorState = dict[str, Any]
@@ -62,6 +63,7 @@ class Checkpoints:
         `kept`: which of the steps stay when a new one is complete; by default all.
         Raises CheckpointError where the folder cannot be used.
         """
+        ask_once()
         self.folder = (workdir / CHECKPOINTS).absolute()
         self.config = config
         self._saving = -1
