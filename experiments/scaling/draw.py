@@ -57,7 +57,7 @@ def row(point: dict[str, Any]) -> str:
         f"{stored / GIB:.2f}",
         f"{1e3 * low['step_seconds']:.0f}",
         f"{1e3 * low['image_seconds']:.2f}",
-        low["limit"] + ("" if point["flops"] else "; operations not counted"),
+        low["limit"] + {"compiler": "", "trace": " \\*"}[point["flops_counted_by"]],
         f"{low['communication_share']:.0%}",
         f"{point['compile_seconds']:.0f}",
     ]

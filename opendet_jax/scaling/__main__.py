@@ -61,7 +61,7 @@ def point(arguments: argparse.Namespace, config: Config) -> dict:
     config.validate()
     check_batch(config, mesh)
     try:
-        program = compile_step(config, mesh)
+        program = compile_step(config, mesh, machine.compiler_options)
     except TooLargeError as error:
         return refused(config, arguments.topology, machine, mesh, error)
     if arguments.hlo:

@@ -10,7 +10,7 @@ from opendet_jax.scaling.machines import Machine
 class Bound:
     """Seconds of a step on each device, each alone as if the others took no time."""
 
-    compute: float  # XLA's floating-point operations at the bfloat16 peak
+    compute: float  # floating-point operations at the bfloat16 peak
     memory: float  # parameters and optimizer state read once and written once
     communication: float  # what a ring must send of every collective
 
@@ -40,7 +40,6 @@ class Bound:
         }
 
 
-def bound(machine: Machine, flops: float | None, state_bytes: int, bytes_sent: float) -> Bound:
-    """Operations that XLA does not count (in its kernels, in the rounds of a loop after the first) only make a step
-    longer; where it counts none, the bound knows nothing of computation."""
-    return Bound((flops or 0.0) / machine.flops, 2 * state_bytes / machine.memory_rate, bytes_sent / machine.link_rate)
+def bound(machine: Machine, flops: float, state_bytes: int, bytes_sent: float) -> Bound:
+    """Operations that are not counted (in kernels, in the rounds of a loop after the first) only make a step longer."""
+    return Bound(flops / machine.flops, 2 * state_bytes / machine.memory_rate, bytes_sent / machine.link_rate)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jax.experimental import topologies
@@ -27,6 +27,7 @@ class Machine:
     memory_rate: float  # bytes a second
     link_rate: float  # bytes a second that it can send to other devices of its slice or node
     source: str
+    compiler_options: dict[str, Any] = field(default_factory=dict)
 
 
 TPU, GPU = "cloud.google.com/tpu/docs", "nvidia.com/en-us/data-center/h100"
@@ -37,7 +38,8 @@ MACHINES = {
         Machine("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, TPU),
         Machine("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, TPU),
         Machine("v6e", "tpu", 918e12, 32 * GIB, 1640e9, 448e9, TPU),
-        Machine("h100", "cuda", 989e12, 80e9, 3352e9, 450e9, GPU),
+        # Triton's products need a GPU to choose their tiles by trial; without one XLA finds none for some shapes.
+        Machine("h100", "cuda", 989e12, 80e9, 3352e9, 450e9, GPU, {"xla_gpu_enable_triton_gemm": False}),
     )
 }
 

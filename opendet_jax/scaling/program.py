@@ -13,6 +13,7 @@ from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
 from opendet_jax.model.opendet import OpenDet
+from opendet_jax.scaling.operations import products
 from opendet_jax.train.optimizer import make_optimizer
 from opendet_jax.train.state import abstract_state
 from opendet_jax.train.step import jit_step, make_train_step
@@ -30,6 +31,7 @@ class Program(NamedTuple):
     """A compiled step and what is known of it without running it. Sizes are of one device, in bytes."""
 
     compiled: Any
+    products: float  # operations of the traced program's products, an even share of all devices'
     state: Any  # its TrainState of shapes
     seconds: float  # of tracing and compiling
 
@@ -81,7 +83,7 @@ def abstract_batch(config: Config) -> Batch:
     )
 
 
-def compile_step(config: Config, mesh: Mesh) -> Program:
+def compile_step(config: Config, mesh: Mesh, compiler_options: dict[str, Any] | None = None) -> Program:
     """Traces, lowers and compiles the step for the mesh's devices.
 
     Raises:
@@ -93,11 +95,13 @@ def compile_step(config: Config, mesh: Mesh) -> Program:
     with jax.set_mesh(mesh):
         step = jit_step(make_train_step(model, optimizer, config), state, mesh)
         try:
-            compiled = step.lower(state, abstract_batch(config)).compile()
+            traced = step.trace(state, abstract_batch(config))
+            compiled = traced.lower().compile(compiler_options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)[KMG]", str(error))
             needed = float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]] if used else None
             raise TooLargeError(f"does not fit: {used[0] if used else str(error)[:300]}", needed) from error
-    return Program(compiled, state, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Program(compiled, products(traced.jaxpr) / mesh.size, state, seconds)

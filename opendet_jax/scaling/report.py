@@ -12,11 +12,16 @@ from opendet_jax.scaling.program import Program, TooLargeError, largest_bucket
 from opendet_jax.train.mesh import AXES, batch_shards
 
 MIB = 2**20
+_COUNTED = {
+    "compiler": "as the compiler counts: none in kernels, one round of each loop",
+    "trace": "of the traced program's products, as this compiler counts none",
+}
 
 
 def measure(config: Config, topology: str, machine: Machine, mesh: Any, program: Program) -> dict[str, Any]:
     """Everything that is reported, ready for json. Memory in bytes a device, times in seconds."""
-    memory, flops = program.memory(), program.cost("flops")
+    memory, counted = program.memory(), program.cost("flops")
+    flops = program.products if counted is None else counted
     found = summary(collectives(program.compiled.as_text(), mesh.size))
     state = sum(memory[part] for part in ("parameters", "optimizer", "average"))
     sent = float(sum(kind["bytes_sent"] for kind in found.values()))
@@ -27,6 +32,7 @@ def measure(config: Config, topology: str, machine: Machine, mesh: Any, program:
         "memory_limit": machine.memory,
         "fits": memory["peak"] <= machine.memory,
         "flops": flops,
+        "flops_counted_by": "trace" if counted is None else "compiler",
         "bytes_accessed": program.cost("bytes accessed"),
         "collectives": found,
         "bound": bound(machine, flops, state, sent).report(config.data.batch_size),
@@ -86,7 +92,7 @@ def lines(point: dict[str, Any]) -> str:
         f"{'activations, temporaries':<28}{memory['activations'] / MIB:>12,.1f} MiB",
         f"{'program':<28}{memory['code'] / MIB:>12,.1f} MiB",
         f"{'peak':<28}{memory['peak'] / MIB:>12,.1f} MiB, {verdict} {point['memory_limit'] / MIB:,.0f}",
-        f"{'operations':<28}{_tera(point['flops'])}",
+        f"{'operations':<28}{point['flops'] / 1e12:>12,.3f} TFLOP, {_COUNTED[point['flops_counted_by']]}",
         f"{'compile time':<28}{point['compile_seconds']:>12,.0f} s",
         "",
         f"{'collectives':<20}{'number':>8}{'in loops':>10}{'MiB':>12}{'MiB sent':>12}",
@@ -107,7 +113,3 @@ def lines(point: dict[str, Any]) -> str:
         f"{1e3 * low['image_seconds']:.3f} ms an image",
     ]
     return "\n".join(text)
-
-
-def _tera(flops: float | None) -> str:
-    return "not counted by this compiler" if flops is None else f"{flops / 1e12:>12,.3f} TFLOP, one round of each loop"

@@ -15,10 +15,7 @@ MAY_GROW = 10.0  # MiB in a thousand steps
 
 @pytest.mark.slow
 def test_long_runs(tmp_path):
-    """With 50 evaluations, and as many checkpoints.
-
-    Of every array of a checkpoint TensorStore's `Spec.to_json` keeps 0.25 KiB for good: a part of a MiB each.
-    """
+    """With 50 evaluations, and as many checkpoints."""
     out = run_well(
         tmp_path,
         *(

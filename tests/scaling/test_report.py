@@ -13,7 +13,7 @@ from opendet_jax.scaling import __main__ as command
 from opendet_jax.scaling import program as program_module
 from opendet_jax.scaling.bounds import bound
 from opendet_jax.scaling.machines import MACHINES, Machine, TopologyError, describe
-from opendet_jax.scaling.program import TooLargeError, compile_step
+from opendet_jax.scaling.program import Program, TooLargeError, compile_step
 from opendet_jax.scaling.report import lines, measure, refused
 from opendet_jax.train.mesh import make_mesh
 from tests.reliability import toy
@@ -50,7 +50,7 @@ def test_the_bound_is_the_longest_of_three():
     low = bound(MACHINE, flops=3e9, state_bytes=10**9, bytes_sent=1e8)
     assert (low.compute, low.memory, low.communication) == (3.0, 2.0, 1.0)
     assert (low.step, low.limit, low.communication_share) == (3.0, "compute", 1 / 6)
-    assert bound(MACHINE, None, 10**9, 3e8).limit == "communication"
+    assert bound(MACHINE, 0.0, 10**9, 3e8).limit == "communication"
 
 
 def test_it_can_be_read(point):
@@ -59,6 +59,18 @@ def test_it_can_be_read(point):
     assert "fits in        1,024" in text or "fits in 1,024" in text
     assert "Lower bound of the step's time (not a prediction)" in text
     assert "none" in text  # collectives
+
+
+def test_products_of_the_trace_stand_in_for_what_a_compiler_does_not_count(point, monkeypatch):
+    found, program = point
+    assert found["flops_counted_by"] == "compiler"
+    assert 0 < program.products < found["flops"]  # which has the optimizer, for one, too
+    monkeypatch.setattr(Program, "cost", lambda *_: None)
+    config = tiny(ema=0.9)
+    found = measure(config, "cpu:1", MACHINE, make_mesh(config.mesh), program)
+    assert (found["flops"], found["flops_counted_by"]) == (program.products, "trace")
+    assert found["bound"]["compute_seconds"] == program.products / MACHINE.flops
+    assert "TFLOP, of the traced program's products" in lines(found)
 
 
 def test_a_program_that_does_not_fit_says_what_it_needs():
@@ -124,10 +136,13 @@ def test_the_command_refuses_what_cannot_be(here, capsys):
 
 def test_what_the_compiler_says_of_memory(here, monkeypatch, capsys, tmp_path):
     class Full:
-        def lower(self, *_):
+        def trace(self, *_):
             return self
 
-        def compile(self):
+        def lower(self):
+            return self
+
+        def compile(self, _):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 17.12G of 15.75G hbm"
             )

@@ -58,6 +58,7 @@ def test_a_page_with_points(tmp_path, monkeypatch):
     whole = point(2, 7.0) | {
         "bound": {"step_seconds": 0.5, "image_seconds": 0.25, "limit": "compute", "communication_share": 0.125},
         "flops": 1e12,
+        "flops_counted_by": "trace",
         "compile_seconds": 61.0,
     }
     whole["memory"] |= {"parameters": 2**30, "optimizer": 2**31}
@@ -73,6 +74,6 @@ def test_a_page_with_points(tmp_path, monkeypatch):
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert "| swin_t | v5e:2x2 | data 4 | 2 | 7.0 (16) | 3.00 | 500 | 250.00 | compute | 12% | 61 |" in page
+    assert "| swin_t | v5e:2x2 | data 4 | 2 | 7.0 (16) | 3.00 | 500 | 250.00 | compute \\* | 12% | 61 |" in page
     assert "| 8 | 19.0 (16), **does not fit** | – |" in page
     assert (tmp_path / "picture.png").stat().st_size > 10_000
