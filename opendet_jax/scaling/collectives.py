@@ -12,7 +12,12 @@ _CALL = re.compile(r"(body|condition|to_apply|calls|\w+_computations?)=(\{[^}]*\
 _NAME = re.compile(r"%?([\w.\-]+)")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+# Devices that speak to each other: {{0,1},{2,3}}, or [groups,size]<=…, or axes of a mesh: mesh['a'=2,'b'=4] {'b'}.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\}|\{\{(?P<listed>[\d,]+)\}|\[\d+,(?P<size>\d+)\]"
+    r"|mesh\[(?P<mesh>[^]]*)\].*? \{(?P<axes>[^}]*)\})"
+)
+_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")  # a part of one: 'a':(before)size
 _BITS = re.compile(r"\d+$")
 
 
@@ -128,7 +133,14 @@ def _arrays(text: str) -> Iterator[Array]:
 
 
 def _group(line: str, devices: int) -> int:
-    match = _GROUPS.search(line)
-    if not match or match[1] == "":
+    if "replica_groups=" not in line:
         return devices
-    return int(match[2]) if match[2] else len(match[1].split(","))
+    match = _GROUPS.search(line)
+    if not match:
+        raise ValueError(f"a form of replica groups that is not known: {line.partition('replica_groups=')[2][:200]}")
+    if match["mesh"] is not None:
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match["mesh"])}
+        return math.prod(int(part) if part else sizes[name] for name, part in _AXIS.findall(match["axes"]))
+    if match["listed"] is not None:
+        return len(match["listed"].split(","))
+    return int(match["size"]) if match["size"] else devices

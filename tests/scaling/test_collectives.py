@@ -80,6 +80,29 @@ def test_bytes_that_a_ring_must_send(kind, group, size, sent):
     assert (one.bytes, one.sent) == (size, sent)
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{}", 8),
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[4,2]T(1,0)", 2),
+        ("mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 8),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([2,2,2]T(1,0,2)) {'axis_0'}", 2),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2], device_ids=([2,2,2]T(1,0,2)) {'axis_0','axis_2'}", 4),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
+    ],
+)
+def test_the_forms_of_groups(groups, size):
+    program = PROGRAM.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", f"replica_groups={groups}", 1)
+    (first,) = (c for c in collectives(program, 8) if Array("bf16", (16,)) in c.results)
+    assert first.group == size
+
+
+def test_a_form_of_groups_that_is_not_known_is_no_guess():
+    with pytest.raises(ValueError, match="not known: <8>, to_apply=%add"):
+        collectives(PROGRAM.replace("replica_groups={}", "replica_groups=<8>"), 8)
+
+
 def test_summary():
     counted = summary(collectives(PROGRAM, 8))
     assert counted["all-reduce"]["count"] == 3
