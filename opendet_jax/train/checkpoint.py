@@ -113,7 +113,9 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if step in self.steps():
-            return
+            if (self.folder / str(step)).is_dir():
+                return
+            self._manager.reload()  # it was there, and something removed it
         self._saving = step
         note = {
             "step": step,
@@ -171,12 +173,19 @@ class Checkpoints:
         return None
 
     def _set_damaged_aside(self) -> tuple[int, int]:
-        """(the newest undamaged step or −1, the number of damaged ones that are newer)."""
+        """(the newest undamaged step or −1, the number of damaged ones that are newer).
+
+        Where no undamaged one is left, all stay: started again, the run must not take the folder for an empty one.
+        """
         newest, problems = intact.newest_intact(self.folder)
+        if newest is None:
+            for problem in problems:
+                logging.warning("%s", problem)
+            return -1, len(problems)
         for problem, step in zip(problems, reversed(intact.steps(self.folder)), strict=False):
             place = intact.set_aside(self.folder / str(step))
             logging.warning("%s; falling back to the checkpoint before it; the damaged one is now %s", problem, place)
-        return -1 if newest is None else newest, len(problems)
+        return newest, len(problems)
 
     def restore(self, template: TrainState, step: int) -> tuple[TrainState, IteratorState]:
         """The state saved at `step`, with the template's shapes and shardings, and the data iterator's state.
@@ -270,8 +279,9 @@ def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> i
         raise CheckpointError(f"no checkpoint in {folder}")
     if step < 0:
         newest, problems = intact.newest_intact(folder, items)
+        consequence = "" if newest is None else "; falling back to the checkpoint before it"
         for problem in problems:
-            logging.warning("%s; falling back to the checkpoint before it", problem)
+            logging.warning("%s%s", problem, consequence)
         if newest is None:
             raise CheckpointError(f"{folder}: every checkpoint is damaged")
         return newest

@@ -1,9 +1,11 @@
 """The batch of a step that was not finite, in a file: <workdir>/non_finite/step_<n>.npz. Nothing in it can run."""
 
 import re
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +33,11 @@ class Replayed:
 
 
 def save_batch(workdir: Path, sent: Sent) -> tuple[Path, Int64[ndarray, "B"]]:
-    """Writes the batch, put together from all processes (each calls this). Its file, and the ids of its images."""
+    """Writes the batch, put together from all processes (each calls this). Its file, and the ids of its images.
+
+    Where the workdir cannot be written the file is in a new folder of the system's place for temporary files. Raises
+    OSError where that cannot be written either.
+    """
     path = workdir / FOLDER / f"step_{sent.step + 1}.npz"
     images, objects = sent.batch.batch.images, sent.batch.batch.objects
     arrays = {f"images.{name}": value for name, value in vars(images).items()}
@@ -42,10 +48,18 @@ def save_batch(workdir: Path, sent: Sent) -> tuple[Path, Int64[ndarray, "B"]]:
         arrays = dict(multihost_utils.process_allgather(arrays, tiled=True))
         arrays["image_ids"] = np.ascontiguousarray(arrays["image_ids"]).view(np.int64).reshape(-1)
     if jax.process_index() == 0:
-        with replacing(path) as part, part.open("wb") as file:
-            arrays["step"] = np.int64(sent.step)
-            np.savez(file, allow_pickle=False, **arrays)
+        arrays["step"] = np.int64(sent.step)
+        try:
+            _write(path, arrays)
+        except OSError:
+            path = Path(tempfile.mkdtemp(prefix="opendet_jax_")) / path.name
+            _write(path, arrays)
     return path, arrays["image_ids"]
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_batch(path: Path) -> Replayed:

@@ -8,7 +8,7 @@ import jax
 
 from opendet_jax.errors import InputError
 from opendet_jax.train.checkpoint import Checkpoints, SaveError
-from opendet_jax.train.finite import NonFiniteError
+from opendet_jax.train.finite import NonFiniteError, Sent
 from opendet_jax.train.replay_file import save_batch
 from opendet_jax.train.run import Run
 from opendet_jax.train.same_config import CheckpointError
@@ -34,21 +34,29 @@ def salvage(run: Run, error: BaseException) -> None:
             error = found
     if isinstance(error, NonFiniteError):
         run.step_back(error.sent)
-        _save(run, error)
-        path, image_ids = save_batch(run.workdir, error.sent)
-        everywhere = f" (of all processes: {image_ids.tolist()})" if jax.process_count() > 1 else ""
-        raise NonFiniteError(
-            f"{error}{everywhere}\nThe steps before it are saved, its batch is {path}: "
-            f"--mode=replay --config.train.replay={path} shows where it began; "
-            "--config.train.non_finite=skip goes on without it",
-            error.sent,
-        ) from error
+        explained = NonFiniteError(f"{error}{_its_batch(run.workdir, error.sent)}", error.sent)
+        _save(run, explained)
+        raise explained from error
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
         print(f"the state after step {run.step} was lost with the step that failed", file=sys.stderr)
         return
     _save(run, error)
     if isinstance(error, Exception):
         print(f"the state after step {run.step} is saved; the same command continues from it", file=sys.stderr)
+
+
+def _its_batch(workdir: Path, sent: Sent) -> str:
+    """Saves it, and says what to do with it."""
+    try:
+        path, image_ids = save_batch(workdir, sent)
+    except OSError as failure:
+        return f"\nIts batch could not be saved: {failure.strerror or failure}"
+    everywhere = f" (of all processes: {image_ids.tolist()})" if jax.process_count() > 1 else ""
+    return (
+        f"{everywhere}\nThe steps before it are saved, its batch is {path}: "
+        f"--mode=replay --config.train.replay={path} shows where it began; "
+        "--config.train.non_finite=skip goes on without it"
+    )
 
 
 def _save(run: Run, error: BaseException) -> None:
@@ -59,8 +67,8 @@ def _save(run: Run, error: BaseException) -> None:
     except SaveError as failure:
         if jax.process_count() > 1:
             raise
-        reason = f"{error}" if isinstance(error, InputError) else f"{failure}"
-        raise SaveError(f"{reason}\n{_elsewhere(run)}") from failure
+        reasons = dict.fromkeys(str(reason) for reason in (error, failure) if isinstance(reason, InputError))
+        raise SaveError("\n".join([*reasons, _elsewhere(run)])) from failure
 
 
 def _elsewhere(run: Run) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import Config
-from opendet_jax.intact import MANIFEST
+from opendet_jax.intact import MANIFEST, steps
 from opendet_jax.train.checkpoint import CheckpointError, Checkpoints, find, restore
 from opendet_jax.train.loop import train
 from opendet_jax.train.same_config import check_same
@@ -128,8 +128,12 @@ def test_when_all_are_damaged_training_does_not_begin_anew(workdir):
         cut(workdir / "checkpoints" / str(step) / MANIFEST)
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         restore(workdir)
-    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-        train(CONFIG, workdir)
+    log = (workdir / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # whoever starts it again, a person or a scheduler, finds the same
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+            train(CONFIG, workdir)
+    assert steps(workdir / "checkpoints") == [2, 4]
+    assert (workdir / "metrics.jsonl").read_bytes() == log != b""
 
 
 def test_a_save_that_was_cut_off_is_ignored_and_reported(workdir, trained, caplog):

@@ -56,6 +56,7 @@ def test_killed_at_random_moments(tmp_path):
         if "checkpoints" in err:
             assert "cut off" in err, err
         assert continued_from(out) in (0, newest), "0: it did not come so far"
+        assert not newest or "STARTING FROM NOTHING" not in out, "beside complete checkpoints"
         in_a_save += bool(unfinished(killed / "checkpoints"))
         complete = steps(killed / "checkpoints")
         assert not complete or complete[-1] >= newest

@@ -15,6 +15,7 @@ from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.intact import steps
+from opendet_jax.train import replay_file
 from opendet_jax.train.finite import REFUSED, NonFiniteError, keep_finite
 from opendet_jax.train.loop import train
 from opendet_jax.train.replay import replay
@@ -91,6 +92,32 @@ def test_stops_at_a_step_between_checkpoints_and_log_lines(tmp_path, monkeypatch
     assert steps(tmp_path / "checkpoints") == [3]
     train(replace(rare, train=replace(rare.train, steps=6, log_every=1, non_finite="skip")), tmp_path)
     assert [row["skipped"] for row in logged(tmp_path)] == [1, 1, 1], "the one that stopped it is not counted twice"
+
+
+def test_a_batch_that_cannot_be_written_beside_the_run_is_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_POISON", "5")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "non_finite").write_text("in the place of the folder")
+    with pytest.raises(NonFiniteError, match=r"its batch is (\S+/step_5\.npz): --mode=replay") as error:
+        train(CONFIG, tmp_path / "run")
+    (place,) = tmp_path.glob("opendet_jax_*/step_5.npz")
+    assert str(place) in str(error.value)
+    assert load_batch(place).step == 4
+    assert steps(tmp_path / "run" / "checkpoints") == [2, 4]
+
+
+def test_a_batch_that_can_be_written_nowhere(tmp_path, monkeypatch):
+    """The message is still that of the step, and the state is saved."""
+    monkeypatch.setenv("TOY_POISON", "5")
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(replay_file, "_write", full)
+    with pytest.raises(NonFiniteError, match=r"^step 5: .*\nIts batch could not be saved: No space left on device$"):
+        train(CONFIG, tmp_path)
+    assert steps(tmp_path / "checkpoints") == [2, 4]
 
 
 def test_the_last_step_too(tmp_path, monkeypatch):

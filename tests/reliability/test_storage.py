@@ -154,6 +154,22 @@ def test_a_workdir_that_is_gone(tmp_path, monkeypatch):
     assert_same_checkpoint(tmp_path / "run", tmp_path / "whole", 6, CONFIG)
 
 
+def test_a_workdir_that_goes_during_an_evaluation(tmp_path, monkeypatch, capsys):
+    """Its checkpoint, which was complete, goes with it: the state is saved once more."""
+
+    def remove(*_) -> dict[str, float]:
+        while not steps(tmp_path / "run" / "checkpoints"):
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "run")
+        return {"AP": 0.0}
+
+    monkeypatch.setattr("opendet_jax.train.run.evaluate", remove)
+    with pytest.raises(InputError, match="is gone"):
+        train(tiny(steps=6, eval_every=3, checkpoint_every=0), tmp_path / "run")
+    assert "the state after step 3 is saved" in capsys.readouterr().err
+    assert steps(tmp_path / "run" / "checkpoints") == [3]
+
+
 def test_any_other_error(tmp_path, monkeypatch, capsys):
     """An image that cannot be read, a bug in the evaluation: the finished steps are saved before it is shown."""
     monkeypatch.setattr("opendet_jax.train.run.evaluate", lambda *_: 1 / 0)
