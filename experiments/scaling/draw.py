@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.scaling.run import FOLDER, POINTS
@@ -20,8 +19,8 @@ HEADER = (
 )
 
 LARGEST = (
-    "| config | machine | mesh | images a share compiled, and whether they fit | largest that fits, by a straight line "
-    "| what does not depend on them, GiB | an image, GiB |\n|---|---|---|---|---|---|---|"
+    "| config | machine | mesh | images a share compiled, and whether they fit | largest that fits, by the last two "
+    "| an image more, GiB |\n|---|---|---|---|---|---|"
 )
 
 
@@ -65,20 +64,21 @@ def row(point: dict[str, Any]) -> str:
 
 
 def largest_batches(found: list[dict[str, Any]]) -> list[str]:
-    """Of machines and meshes that have points with more than one number of images."""
+    """Of machines and meshes that have points with more than one number of images; by a line through the largest two,
+    as memory grows faster the more there are."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for point in found:
         groups.setdefault((point["config"], point["topology"], axes_of(point)), []).append(point)
     rows = []
     for names, points in groups.items():
         points = sorted((p for p in points if p["memory"]["peak"] is not None), key=lambda p: p["images_per_share"])
-        images = [point["images_per_share"] for point in points]
-        if len(images) < 2:
+        if len(points) < 2:
             continue
-        each, fixed = np.polyfit(images, [point["memory"]["peak"] / GIB for point in points], 1)
-        most = int((points[0]["memory_limit"] / GIB - fixed) / each)
+        (few, low), (many, high) = ((p["images_per_share"], p["memory"]["peak"] / GIB) for p in points[-2:])
+        each = (high - low) / (many - few)
+        most = int(many + (points[0]["memory_limit"] / GIB - high) / each)
         seen = ", ".join(f"{point['images_per_share']} {'fit' if point['fits'] else 'do not'}" for point in points)
-        rows.append(f"| {' | '.join([*names, seen, str(most), f'{fixed:.1f}', f'{each:.2f}'])} |")
+        rows.append(f"| {' | '.join([*names, seen, str(most), f'{each:.2f}'])} |")
     return rows
 
 

@@ -113,6 +113,12 @@ def test_only_parameters_are_gathered(results):
     assert all(c.group == 2 for c in found if c.in_loop), "loops of different lengths must not wait for others"
 
 
+def test_accumulation_gathers_parameters_once(results):
+    found = check_collectives(results, ACCUMULATED_ON_MANY)
+    assert {c.kind for c in found if not c.in_loop} == {"all-gather", "all-reduce"}
+    assert {c.kind for c in found if c.in_loop} == {"all-reduce"}, "a part's gradients are summed when it is done"
+
+
 def test_data_parallelism_only_sums(results):
     found = check_collectives(results, "8,1,1")
     assert {c.kind for c in found} == {"all-reduce"}
