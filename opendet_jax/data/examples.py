@@ -1,15 +1,16 @@
 """Training examples by step: augmented pictures in their batch, their boxes and the names drawn for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy import ndarray
 
-from opendet_jax.config import ConfigError, DataConfig
+from opendet_jax.config import DataConfig
 from opendet_jax.data.buckets import Size, fit
 from opendet_jax.data.images import ImageError, open_record
 from opendet_jax.data.mixture import Mixture
@@ -31,27 +32,20 @@ class ExampleBatch:
     valid: Bool[ndarray, "B G"]
     names: tuple[tuple[str, ...], ...]  # of the valid boxes of each image
     image_ids: Int64[ndarray, "B"]
+    rows: Int32[ndarray, "B"]  # their places in the batch of all processes
     paths: tuple[Path, ...]
 
 
 class Examples:
     """Random access by step: a pure function of (seed, step), whatever was asked for before.
 
-    Of several processes each makes its own slots of the batch; put together in order they are the batch of one process.
-    An unreadable image is replaced by the next record that can be read (`Unreadable` counts them).
-
-    Raises:
-        ConfigError: the processes cannot share `data.batch_size` evenly.
+    Of several processes each makes the rows of the batch that lie on its devices (None: all); put together they are the
+    batch of one process. An unreadable image is replaced by the next record that can be read, and counted.
     """
 
-    def __init__(self, mixture: Mixture, config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1):
-        if config.batch_size % process_count:
-            raise ConfigError(
-                f"config.data.batch_size = {config.batch_size}: must be a multiple of the {process_count} processes"
-            )
+    def __init__(self, mixture: Mixture, config: DataConfig, seed: int, rows: Sequence[int] | None = None):
         _warn_of_crowds(mixture, config.max_objects)
-        each = config.batch_size // process_count
-        self._own = slice(process_index * each, (process_index + 1) * each)
+        self._rows = np.array(range(config.batch_size) if rows is None else rows, np.int32)
         self._mixture, self._config, self._seed = mixture, config, seed
         self._steps_per_epoch = steps_per_epoch(mixture.shows, config.batch_size)
         self._unreadable = Unreadable(config.max_unreadable, len(mixture.records))
@@ -61,7 +55,7 @@ class Examples:
     def __getitem__(self, step: int) -> ExampleBatch:
         epoch, number = divmod(step, self._steps_per_epoch)
         planned = self._plan(epoch)[number]
-        slots, bucket = planned.slots[self._own], self._config.buckets[planned.bucket]
+        slots, bucket = [planned.slots[row] for row in self._rows], self._config.buckets[planned.bucket]
         size, most = len(slots), self._config.max_objects
         pixels, mask = np.zeros((size, *bucket, 3), np.uint8), np.zeros((size, *bucket), np.bool_)
         boxes, valid = np.zeros((size, most, 4), np.float32), np.zeros((size, most), np.bool_)
@@ -72,7 +66,8 @@ class Examples:
             records.append(record)
             names.append(drawn_names)
         ids = np.array([record.image_id for record in records], np.int64)
-        return ExampleBatch(pixels, mask, boxes, valid, tuple(names), ids, tuple(record.path for record in records))
+        paths = tuple(record.path for record in records)
+        return ExampleBatch(pixels, mask, boxes, valid, tuple(names), ids, self._rows, paths)
 
     def _plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
         with self._lock:

@@ -6,7 +6,7 @@ of them and goes on exactly where an iterator's state was taken.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -32,6 +32,7 @@ ENDLESS = 2**40  # steps
 class TrainingBatch:
     batch: Batch  # of numpy arrays
     image_ids: Int64[ndarray, "B"]
+    rows: Int32[ndarray, "B"]  # their places in the batch of all processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +49,14 @@ def training_stream(
     tokenizer: Tokenizer,
     embedder: TextEmbedder,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> grain.IterDataset[TrainingBatch]:
-    """An endless stream of this process's shares of the batches, `data.batch_size` / `process_count` images each.
+    """An endless stream of batches, or of the `rows` that this process has of each.
 
     Its iterators have get_state() and set_state(); a state holds the step, and fits any number of processes. Every name
     is looked up and tokenised here, so that a name the embedder does not know is an error at once.
     """
-    examples = Examples(mixture, config, seed, process_index, process_count)
+    examples = Examples(mixture, config, seed, rows)
     return _read_ahead(TrainingSource(examples, mixture.names(), config, tokenizer, embedder), config)
 
 
@@ -87,7 +87,8 @@ class TrainingSource:
 
     def __getitem__(self, step: int) -> TrainingBatch:
         examples = self._examples[step]
-        return TrainingBatch(Batch(Images(examples.pixels, examples.mask), self._objects(examples)), examples.image_ids)
+        batch = Batch(Images(examples.pixels, examples.mask), self._objects(examples))
+        return TrainingBatch(batch, examples.image_ids, examples.rows)
 
     def _objects(self, examples: ExampleBatch) -> Objects:
         shape = examples.valid.shape

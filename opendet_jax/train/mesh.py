@@ -105,7 +105,16 @@ def _gather(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
+def own_rows(mesh: Mesh, size: int) -> list[int]:
+    """The rows of a batch of `size` images that lie on this process's devices, rising.
+
+    They need not follow each other: on TPUs a mesh goes along the links, which cross the hosts back and forth.
+    """
+    places = by_example(mesh).addressable_devices_indices_map((size,)).values()
+    return sorted({row for place in places if place for row in range(size)[place[0]]})
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """The global batch, of numpy arrays of which each process has its share."""
+    """The global batch, of numpy arrays of which each process has its `own_rows`."""
     sharding = by_example(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

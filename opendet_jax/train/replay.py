@@ -11,7 +11,7 @@ from opendet_jax.batch import Batch
 from opendet_jax.config import Config
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.mesh import check_batch, make_mesh, place_batch
+from opendet_jax.train.mesh import check_batch, make_mesh, own_rows, place_batch
 from opendet_jax.train.optimizer import make_optimizer
 from opendet_jax.train.replay_file import ReplayError, load_batch
 from opendet_jax.train.state import abstract_state
@@ -46,7 +46,8 @@ def replay(config: Config, workdir: Path) -> None:
     state, _ = checkpoints.restore(template, replayed.step)
     checkpoints.close()
     with jax.set_mesh(mesh):
-        batch = place_batch(replayed.batch, mesh)
+        rows = own_rows(mesh, len(replayed.image_ids))
+        batch = place_batch(jax.tree.map(lambda x: x[rows], replayed.batch), mesh)
         terms, grads = jax.jit(step_gradients(model, config))(state.params, batch, state.step)
         updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
     print(

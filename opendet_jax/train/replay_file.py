@@ -40,13 +40,15 @@ def save_batch(workdir: Path, sent: Sent) -> tuple[Path, Int64[ndarray, "B"]]:
     """
     path = workdir / FOLDER / f"step_{sent.step + 1}.npz"
     images, objects = sent.batch.batch.images, sent.batch.batch.objects
-    arrays = {f"images.{name}": value for name, value in vars(images).items()}
+    arrays: dict[str, Any] = {f"images.{name}": value for name, value in vars(images).items()}
     arrays |= {f"objects.{name}": value for name, value in vars(objects).items()}
-    arrays["image_ids"] = sent.batch.image_ids
+    arrays |= {"image_ids": sent.batch.image_ids, "rows": sent.batch.rows}
     if jax.process_count() > 1:
         arrays["image_ids"] = arrays["image_ids"].view(np.int32).reshape(-1, 2)  # JAX would cut off the upper half
         arrays = dict(multihost_utils.process_allgather(arrays, tiled=True))
         arrays["image_ids"] = np.ascontiguousarray(arrays["image_ids"]).view(np.int64).reshape(-1)
+    order = np.argsort(arrays.pop("rows"))
+    arrays = {name: np.asarray(array)[order] for name, array in arrays.items()}
     if jax.process_index() == 0:
         arrays["step"] = np.int64(sent.step)
         try:

@@ -23,7 +23,7 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.processes import first_process_first, is_first
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
-from opendet_jax.train.mesh import check_batch, describe_mesh, local_copy, local_mesh, make_mesh, place_batch
+from opendet_jax.train.mesh import check_batch, describe_mesh, local_copy, local_mesh, make_mesh, own_rows, place_batch
 from opendet_jax.train.metrics import MetricsLog, best_step
 from opendet_jax.train.optimizer import describe_rates, make_optimizer
 from opendet_jax.train.retention import retention
@@ -62,8 +62,8 @@ class Run:
         tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
         embedder = make_embedder(config.data, config.model.text_width)
         self._naming = load_naming(self._eval_set, config)
-        process = (jax.process_index(), jax.process_count())
-        self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, *process))
+        rows = own_rows(mesh, config.data.batch_size)
+        self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, rows))
         model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
         self.checkpoints = Checkpoints(workdir, config, retention(workdir, config.train))
         restored = self.checkpoints.restore_newest(abstract_state(model, optimizer, config, mesh))

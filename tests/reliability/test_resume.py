@@ -15,12 +15,10 @@ from tests.reliability.programs import (
     restored,
     run_well,
     start_processes,
-    tiny,
 )
 from tests.reliability.tiny import get_config
 
-FEWER, ALL = "train.steps=3", "train.steps=6"
-CONFIG = tiny(steps=6)
+FEWER, ALL, FOUR = "train.steps=3", "train.steps=6", "data.batch_size=4"
 
 
 def config_of(*overrides: str) -> Config:
@@ -49,23 +47,25 @@ def test_half_and_half_is_the_whole(tmp_path, variant):
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 6, config_of(ALL, *overrides))
 
 
+def both(workdir: Path, *overrides: str, **given: str) -> None:
+    """Two processes of two devices, an image on each."""
+    devices = "--xla_force_host_platform_device_count=2"
+    for process in start_processes(workdir, 2, *overrides, FOUR, XLA_FLAGS=devices, **given):
+        done = finish(process)
+        assert done.status == 0, done.err
+
+
 def test_with_two_processes(tmp_path):
     """Bitwise too; and on one process a run of two goes on where it was."""
-
-    def both(workdir: Path, *overrides: str) -> None:
-        for done in [finish(process) for process in start_processes(workdir, 2, *overrides)]:
-            assert done.status == 0, done.err
-
     both(tmp_path / "parts", FEWER)
     both(tmp_path / "parts", ALL)
     both(tmp_path / "whole", ALL)
-    assert_same_run(tmp_path / "parts", tmp_path / "whole", 6, CONFIG)
-    out = run_well(tmp_path / "parts", "train.steps=8")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 6, config_of(ALL, FOUR))
+    out = run_well(tmp_path / "parts", "train.steps=8", FOUR)
     assert "continuing from step 6 of" in out
-    run_well(tmp_path / "alone", "train.steps=8")
-    (mixed, mixed_data), (alone, alone_data) = (
-        restored(tmp_path / name, 8, tiny(steps=8)) for name in ("parts", "alone")
-    )
+    run_well(tmp_path / "alone", "train.steps=8", FOUR)
+    config = config_of("train.steps=8", FOUR)
+    (mixed, mixed_data), (alone, alone_data) = (restored(tmp_path / name, 8, config) for name in ("parts", "alone"))
     assert mixed_data == alone_data
     for left, right in zip(logged(tmp_path / "parts"), logged(tmp_path / "alone"), strict=True):
         assert left["total"] == pytest.approx(right["total"], rel=1e-4)
@@ -86,8 +86,7 @@ def test_the_whole_model(tmp_path, overrides, whole_model):
 
 @pytest.mark.slow
 def test_the_whole_model_with_two_processes(tmp_path, whole_model):
+    """With parameters in two parts, each in both processes: trained, saved, restored, evaluated."""
     for name, last in (("parts", 2), ("parts", 4), ("whole", 4)):
-        processes = start_processes(tmp_path / name, 2, f"train.steps={last}", module=WHOLE)
-        for done in [finish(process) for process in processes]:
-            assert done.status == 0, done.err
-    assert_same_run(tmp_path / "parts", tmp_path / "whole", 4, tiny(steps=4))
+        both(tmp_path / name, f"train.steps={last}", "mesh.data=-1", "mesh.fsdp=2", module=WHOLE)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 4, config_of("train.steps=4", FOUR))

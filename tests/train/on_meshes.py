@@ -21,7 +21,7 @@ from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Config, MeshConfig
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.processes import is_first, join_processes
-from opendet_jax.train.mesh import local_copy, make_mesh, place_batch
+from opendet_jax.train.mesh import local_copy, make_mesh, own_rows, place_batch
 from opendet_jax.train.sharding import partition
 from opendet_jax.train.state import fresh_state
 from opendet_jax.train.step import jit_step, make_train_step
@@ -68,15 +68,15 @@ def recording() -> optax.GradientTransformation:
 def steps_on(sizes: MeshConfig, parts: int) -> tuple[dict[str, Any], str]:
     """(terms, gradients and parameters by name, the compiled program)."""
     config = replace(CONFIG, train=replace(CONFIG.train, accumulate=parts))
-    mesh, model = make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor]), OpenDet(TINY)
+    # From process to process and back, as a mesh of TPUs does that goes along their links.
+    devices = sorted(jax.devices(), key=lambda device: device.id % jax.local_device_count())
+    mesh, model = make_mesh(sizes, devices[: sizes.data * sizes.fsdp * sizes.tensor]), OpenDet(TINY)
     optimizer = optax.chain(recording(), optax.sgd(1e-3))
     whole = fresh_state(random_params(model), optimizer, config)
     with jax.set_mesh(mesh):
         state = jax.device_put(whole, partition(whole, mesh))
-        everything = batch()
-        each = IMAGES // jax.process_count()
-        own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
-        images = place_batch(jax.tree.map(lambda x: x[own], everything), mesh)
+        rows = own_rows(mesh, IMAGES)
+        images = place_batch(jax.tree.map(lambda x: x[rows], batch()), mesh)
         program = jit_step(make_train_step(model, optimizer, config), state, mesh).lower(state, images).compile()
         state, terms = program(state, images)
         found = {f"term:{name}": np.asarray(value) for name, value in terms.items()}
