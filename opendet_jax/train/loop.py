@@ -10,7 +10,7 @@ from pathlib import Path
 from opendet_jax.config import Config
 from opendet_jax.processes import is_first
 from opendet_jax.train.curves import draw_curves
-from opendet_jax.train.metrics import METRICS
+from opendet_jax.train.metrics import METRICS, LogError
 from opendet_jax.train.run import Run
 from opendet_jax.train.salvage import salvage
 from opendet_jax.train.signals import Stopped, StopSignals
@@ -56,7 +56,11 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
                 run.evaluate()
         terms = run.take_step()
         if _due(step + 1, config.log_every, run.first) or step + 1 == config.steps:
-            run.log(terms)
+            try:
+                run.log(terms)
+            except LogError as error:
+                signals.fail(error)
+    signals.check_last()
     run.save()
     run.checkpoints.wait()
     if is_first():

@@ -12,7 +12,7 @@ from opendet_jax.train.finite import NonFiniteError, Sent
 from opendet_jax.train.replay_file import save_batch
 from opendet_jax.train.run import Run
 from opendet_jax.train.same_config import CheckpointError
-from opendet_jax.train.signals import Stopped
+from opendet_jax.train.signals import FailedError, Stopped
 
 
 def salvage(run: Run, error: BaseException) -> None:
@@ -24,7 +24,7 @@ def salvage(run: Run, error: BaseException) -> None:
         NonFiniteError: a step was not finite; with the file of its batch.
         SaveError: the checkpoint is elsewhere, or could not be saved at all; with the reason of both.
     """
-    agreed = isinstance(error, Stopped | NonFiniteError)  # all processes are here
+    agreed = isinstance(error, Stopped | NonFiniteError | FailedError)  # all processes are here
     if jax.process_count() > 1 and not agreed:
         return
     if not isinstance(error, NonFiniteError):  # after which all that was sent is refused, too

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from opendet_jax.errors import InputError
+
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+FAILED = 1000  # said in the place of a signal's number: the process cannot go on
+
+
+class FailedError(InputError):
+    """An error of one process, raised in all of them at the same step."""
 
 
 class Stopped(BaseException):
@@ -36,6 +45,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._requested = 0
+        self._error: Exception | None = None
         self._interrupts = jax.process_count() == 1
         self._announced: jax.Array | None = None
 
@@ -92,8 +102,14 @@ class StopSignals:
         finally:
             self._interrupts = False
 
+    def fail(self, error: Exception) -> None:
+        """Raises it; where there are other processes, in `check`, when all have heard of it and can save together."""
+        if jax.process_count() == 1:
+            raise error
+        self._requested, self._error = FAILED, self._error or error
+
     def check(self) -> None:
-        """Call once a step: raises Stopped if a signal came, in every process at the same step.
+        """Call once a step: raises Stopped if a signal came, or FailedError, in every process at the same step.
 
         Of several processes each says in every step whether it got one, and hears one step later what all have said, so
         that no step waits.
@@ -103,8 +119,16 @@ class StopSignals:
         else:
             said, self._announced = self._announced, _largest(self._requested)
             number = 0 if said is None else int(said)
+        if number == FAILED:
+            raise FailedError(str(self._error or "another process could not go on, and says why")) from self._error
         if number:
             raise Stopped(number)
+
+    def check_last(self) -> None:
+        """Call after the last step: hears what the others have said in it."""
+        if jax.process_count() > 1:
+            self.check()
+            self.check()
 
 
 def _largest(number: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -152,6 +153,20 @@ def test_the_first_signal_while_an_error_is_answered(tmp_path, monkeypatch, caps
         train(CONFIG, tmp_path)
     assert "the state after step 1 is saved" in capsys.readouterr().err
     assert steps(tmp_path / "checkpoints") == [1]
+
+
+def test_all_processes_end_where_the_first_cannot_write_its_log(tmp_path):
+    """Together, with the state saved; the others know no more than that."""
+    processes = start_processes(tmp_path, 2, "train.steps=100000", "train.checkpoint_every=0", TOY_SLEEP=0.05)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(logged(tmp_path)) >= 3, processes[0])
+    shutil.rmtree(tmp_path / "tensorboard")
+    first, second = (finish(process) for process in processes)
+    assert (first.status, second.status) == (1, 1), first.err + second.err
+    assert "tensorboard: is gone; something removed it during training" in first.err
+    assert "error: another process could not go on, and says why" in second.err
+    saved = re.search(r"the state after step (\d+) is saved", first.err)
+    assert saved, first.err
+    assert steps(tmp_path / "checkpoints") == [int(saved[1])]
 
 
 def test_all_processes_stop_at_the_same_step(tmp_path):
