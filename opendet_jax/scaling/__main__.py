@@ -71,6 +71,7 @@ def point(arguments: argparse.Namespace, config: Config) -> dict:
 
 def main() -> None:
     arguments, rest = parser().parse_known_args()
+    jax.config.update("jax_platforms", "cpu")  # the compilers of others are asked for, never their devices
     try:
         found = point(arguments, config_from_arguments(rest))
         if arguments.json:
