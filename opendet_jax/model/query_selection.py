@@ -93,8 +93,8 @@ def fill_as_program(
     count = qualified.sum(axis=1, keepdims=True)
     # among those that pass the key is the place, among the others the score
     key = jnp.where(qualified, jnp.arange(tokens, dtype=logits.dtype), logits)
-    filled = jnp.lexsort((key, ~qualified), axis=1)[:, :slots]
-    _, best = jax.lax.top_k(logits, slots)
+    filled = on_each_device(lambda *keys: jnp.lexsort(keys, axis=1)[:, :slots], key, ~qualified)
+    _, best = on_each_device(partial(jax.lax.top_k, k=slots), logits)
     index = jnp.where((count > slots) | (count.max() == 0), best, filled)
     size = jnp.minimum(jnp.maximum(count.max(), minimum), slots)
     return index, jnp.broadcast_to(jnp.arange(slots) < size, index.shape)
