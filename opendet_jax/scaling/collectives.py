@@ -119,7 +119,7 @@ def _reached(start: set[str], calls: Mapping[str, set[str]]) -> set[str]:
 
 def _results(text: str, kind: str, started: bool) -> tuple[Array, ...]:
     arrays = tuple(_arrays(text))
-    if started and kind == "all-gather":
+    if started and kind in ("all-gather", "reduce-scatter"):
         return arrays[len(arrays) // 2 :]  # operands, then results
     if started and kind == "collective-permute":
         return arrays[1:2]

@@ -103,6 +103,17 @@ def test_a_form_of_groups_that_is_not_known_is_no_guess():
         collectives(PROGRAM.replace("replica_groups={}", "replica_groups=<8>"), 8)
 
 
+def test_a_scatter_that_is_started_and_done_elsewhere():
+    """Its type has what goes in, and then what comes out."""
+    line = "  %s = ((f32[16,8]{1,0}, f32[4]{0}), (f32[4,8]{1,0}, f32[1]{0})) reduce-scatter-start(%p, %q), "
+    program = PROGRAM.replace(
+        "ENTRY %main", "%unused (x: f32[4]) -> f32[4] {\n" + line + "replica_groups={{0,1,2,3}}\n}\n\nENTRY %main"
+    )
+    (found,) = (c for c in collectives(program, 8) if len(c.results) == 2 and c.kind == "reduce-scatter")
+    assert found == Collective("reduce-scatter", (Array("f32", (4, 8)), Array("f32", (1,))), 4, False)
+    assert found.bytes == 4 * (16 * 8 + 4)
+
+
 def test_summary():
     counted = summary(collectives(PROGRAM, 8))
     assert counted["all-reduce"]["count"] == 3
