@@ -22,6 +22,10 @@ CONFIG = tiny(steps=6)
 # A small disk of its own at $0; what is on it is copied to $COPY, because it goes with the process.
 FULL = 'mount -t tmpfs -o size=$SIZE none "$0" || exit 99; "$@"; status=$?; cp -r "$0" "$COPY"; exit $status'
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit 99; exec "$@"'
+# So it becomes when there is a checkpoint, at a moment when nothing is being written.
+READ_ONLY_LATER = """mount --bind "$0" "$0" || exit 99
+"$@" & while [ ! -d "$0/10" ]; do sleep 0.1; done
+until mount -o remount,ro,bind "$0"; do sleep 0.01; done; wait $!"""
 
 
 def run_on(script: str, disk: Path, workdir: Path, *overrides: str, **environment) -> Finished:
@@ -71,6 +75,21 @@ def test_a_read_only_folder_is_noticed_before_training(tmp_path):
     assert done.status == 1
     assert f"error: {tmp_path}/run/checkpoints: cannot be used: Read-only file system" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_folder_that_becomes_read_only(tmp_path):
+    """What was learnt until then is elsewhere; older checkpoints stay."""
+    checkpoints, place = tmp_path / "run" / "checkpoints", tmp_path / "tmp"
+    place.mkdir()
+    often = ("train.steps=1000", "train.checkpoint_every=10", "train.keep_checkpoints=1000")
+    done = run_on(READ_ONLY_LATER, checkpoints, tmp_path / "run", *often, TMPDIR=str(place), TOY_SLEEP=0.05)
+    assert done.status == 1, done.err
+    error = done.err[done.err.index("error: ") :]
+    assert "Read-only file system" in error
+    moved = rescued(error)
+    assert moved.is_relative_to(place)
+    assert steps(checkpoints)[0] == 10
+    assert int(moved.name) >= steps(checkpoints)[-1]
 
 
 def failing(monkeypatch, step: int, folder: Path) -> None:
