@@ -36,7 +36,7 @@ def salvage(run: Run, error: BaseException) -> None:
         run.step_back(error.sent)
         explained = NonFiniteError(f"{error}{_its_batch(run.workdir, error.sent)}", error.sent)
         _save(run, explained)
-        raise explained from error
+        raise NonFiniteError(f"{explained}\nThe steps before it are saved", error.sent) from error
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
         print(f"the state after step {run.step} was lost with the step that failed", file=sys.stderr)
         return
@@ -53,7 +53,7 @@ def _its_batch(workdir: Path, sent: Sent) -> str:
         return f"\nIts batch could not be saved: {failure.strerror or failure}"
     everywhere = f" (of all processes: {image_ids.tolist()})" if jax.process_count() > 1 else ""
     return (
-        f"{everywhere}\nThe steps before it are saved, its batch is {path}: "
+        f"{everywhere}\nIts batch is {path}: "
         f"--mode=replay --config.train.replay={path} shows where it began; "
         "--config.train.non_finite=skip goes on without it"
     )

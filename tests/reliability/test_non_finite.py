@@ -99,7 +99,7 @@ def test_a_batch_that_cannot_be_written_beside_the_run_is_elsewhere(tmp_path, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "non_finite").write_text("in the place of the folder")
-    with pytest.raises(NonFiniteError, match=r"its batch is (\S+/step_5\.npz): --mode=replay") as error:
+    with pytest.raises(NonFiniteError, match=r"Its batch is (\S+/step_5\.npz): --mode=replay") as error:
         train(CONFIG, tmp_path / "run")
     (place,) = tmp_path.glob("opendet_jax_*/step_5.npz")
     assert str(place) in str(error.value)
@@ -115,7 +115,9 @@ def test_a_batch_that_can_be_written_nowhere(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(replay_file, "_write", full)
-    with pytest.raises(NonFiniteError, match=r"^step 5: .*\nIts batch could not be saved: No space left on device$"):
+    with pytest.raises(
+        NonFiniteError, match=r"^step 5: .*\nIts batch could not be saved: No space left on device\nThe steps before"
+    ):
         train(CONFIG, tmp_path)
     assert steps(tmp_path / "checkpoints") == [2, 4]
 
