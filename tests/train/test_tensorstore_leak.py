@@ -11,13 +11,13 @@ from opendet_jax.train import tensorstore_leak
 @pytest.fixture
 def asked(monkeypatch):
     """The specs that TensorStore itself is asked about."""
-    specs, to_json = [], ts.KvStore.Spec.to_json
+    specs, to_json = [], tensorstore_leak._to_json
 
     def noted(spec, *arguments, **options):
         specs.append(spec)
         return to_json(spec, *arguments, **options)
 
-    monkeypatch.setattr(ts.KvStore.Spec, "to_json", to_json)  # put back at the end
+    monkeypatch.setattr(ts.KvStore.Spec, "to_json", ts.KvStore.Spec.to_json)  # put back at the end
     monkeypatch.setattr(tensorstore_leak, "_to_json", noted)
     monkeypatch.setattr(tensorstore_leak, "_answers", {})
     tensorstore_leak.ask_once()
