@@ -34,7 +34,7 @@ def salvage(run: Run, error: BaseException) -> None:
             error = found
     if isinstance(error, NonFiniteError):
         run.step_back(error.sent)
-        explained = NonFiniteError(f"{error}{_its_batch(run.workdir, error.sent)}", error.sent)
+        explained = NonFiniteError(f"{error}{_save_its_batch(run.workdir, error.sent)}", error.sent)
         _save(run, explained)
         raise NonFiniteError(f"{explained}\nThe steps before it are saved", error.sent) from error
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
@@ -45,7 +45,7 @@ def salvage(run: Run, error: BaseException) -> None:
         print(f"the state after step {run.step} is saved; the same command continues from it", file=sys.stderr)
 
 
-def _its_batch(workdir: Path, sent: Sent) -> str:
+def _save_its_batch(workdir: Path, sent: Sent) -> str:
     """Saves it, and says what to do with it."""
     try:
         path, image_ids = save_batch(workdir, sent)

@@ -17,8 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from opendet_jax.errors import InputError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-
-
 FAILED = 1000  # said in the place of a signal's number: the process cannot go on
 
 
