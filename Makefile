@@ -31,6 +31,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 golden: .venv/test
 	$(BIN)/python -m tests.golden.parameters

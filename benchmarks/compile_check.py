@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from opendet_jax.ops.deformable_attention import deformable_attention, xla
-from opendet_jax.ops.deformable_attention.arguments import LevelShapes
+from opendet_jax.ops.deformable_attention.reference import LevelShapes
 from opendet_jax.scaling.machines import describe
 
 HEADS, WIDTH = 8, 32

@@ -96,13 +96,12 @@ def as_results(content: dict[str, Any], size: Size) -> list[dict[str, Any]]:
 
 
 def ours(annotations: Path, results: list[dict[str, Any]], protocol: str) -> dict[str, Any]:
-    from opendet_jax.evaluate.detections import Detections
     from opendet_jax.evaluate.evaluator import Evaluator
-    from opendet_jax.evaluate.results_file import Results
+    from opendet_jax.evaluate.results import Results, ScoredBoxes
 
     columns = [np.array([result[key] for result in results]) for key in ("category_id", "bbox", "score", "image_id")]
     evaluator = Evaluator(json.loads(annotations.read_text()), "coco" if protocol == "coco" else "lvis")
-    for image_id, found, numbers in Results(columns[3], Detections(*columns[:3])).by_image():
+    for image_id, found, numbers in Results(columns[3], ScoredBoxes(*columns[:3])).by_image():
         evaluator.add(image_id, found, numbers=numbers)
     return evaluator.finish().metrics
 
@@ -162,15 +161,15 @@ def compare(size: Size) -> None:
 
 
 def stream(size: Size) -> None:
-    from opendet_jax.evaluate.detections import Detections
     from opendet_jax.evaluate.evaluator import Evaluator
+    from opendet_jax.evaluate.results import ScoredBoxes
 
     content = truth(size)
     evaluator = Evaluator(content)
     busy, total = 0.0, 0
     print(f"| images | detections | CPU seconds in `add` | peak MiB |\n|---|---|---|---|\n| 0 | 0 | 0 | {peak()} |")
     for number, (image_id, *columns) in enumerate(detections(content, size), 1):
-        found = Detections(*columns)
+        found = ScoredBoxes(*columns)
         started = time.process_time()
         evaluator.add(image_id, found)
         busy += time.process_time() - started

@@ -103,10 +103,9 @@ class Bench:
 
     def parts(self, batches: int) -> None:
         """Prints the CPU milliseconds of each part; "the rest" is what the whole takes beyond them."""
-        from opendet_jax.data.buckets import fit
         from opendet_jax.data.images import open_record
         from opendet_jax.data.plan import example_rng, plan_epoch
-        from opendet_jax.data.transforms import Geometry, place, resample, training_geometry
+        from opendet_jax.data.transforms import Geometry, fit, place, resample, training_geometry
 
         data, clock = self.config.data, Clock()
         with clock("plan of the epoch"):
@@ -172,7 +171,7 @@ class Bench:
 
         from opendet_jax.compilation import enable_cache
         from opendet_jax.model.opendet import OpenDet
-        from opendet_jax.train.mesh import make_mesh, place_batch
+        from opendet_jax.parallel.mesh import make_mesh, place_batch
         from opendet_jax.train.optimizer import make_optimizer
         from opendet_jax.train.run import initial_state
         from opendet_jax.train.step import jit_step, make_train_step

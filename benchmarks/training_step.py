@@ -40,8 +40,7 @@ def ours() -> Ours:
 
     from opendet_jax.batch import Images
     from opendet_jax.config import Ablation, ModelConfig, T5Config
-    from opendet_jax.losses.boxes import giou_loss, l1_loss
-    from opendet_jax.losses.focal import objectness_focal_loss
+    from opendet_jax.losses.detection import giou_loss, l1_loss, objectness_focal_loss
     from opendet_jax.losses.matching import ONE_TO_ONE, Predictions, Targets, match
     from opendet_jax.model.opendet import OpenDet, init_params
 
@@ -59,7 +58,7 @@ def ours() -> Ours:
     )
 
     def detect(model: OpenDet, images: Images):
-        _, memory, queries = model.look(images, deterministic=False)
+        _, memory, queries = model.encode(images, deterministic=False)
         stop = jax.lax.stop_gradient
         sees = jnp.ones((1, QUERIES, QUERIES), bool)
         return queries, model.decoder(stop(queries.content), stop(queries.boxes), memory, sees)
@@ -134,14 +133,14 @@ def whole() -> Ours:
 
     from configs.swin_t import get_config
     from opendet_jax.batch import Batch, Images, Objects
-    from opendet_jax.config import Config
+    from opendet_jax.config_files import parse_config
     from opendet_jax.model.opendet import OpenDet, init_params
-    from opendet_jax.train.mesh import make_mesh, place_batch
+    from opendet_jax.parallel.mesh import make_mesh, place_batch
     from opendet_jax.train.optimizer import make_optimizer
-    from opendet_jax.train.state import fresh_state
     from opendet_jax.train.step import jit_step, make_train_step
+    from opendet_jax.train.train_state import fresh_state
 
-    config = Config.from_dict(get_config())
+    config = parse_config(get_config())
     slots, width = config.data.max_objects, config.model.text_width
     texts = np.random.default_rng(2).standard_normal((1, slots, width), np.float32)
     tokens = np.zeros((1, slots, config.data.max_name_tokens), np.int32)

@@ -6,12 +6,11 @@ The parts are imported when they are first used, so that `import opendet_jax` is
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from opendet_jax.version import __version__
-
 if TYPE_CHECKING:
     from opendet_jax.predict.detections import Detections
     from opendet_jax.predict.detector import Detector, load
 
+__version__ = "0.1.0"
 __all__ = ["Detections", "Detector", "__version__", "load"]
 
 _MODULES = {

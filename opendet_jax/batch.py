@@ -1,6 +1,6 @@
 """What a training step sees: images, masks and named objects, all of static shape.
 
-Letters (B, H, W, G, T, E, …) are those of the glossary in docs/architecture.md. Masks are True on what is real.
+Letters (B, H, W, G, T, E, …) are those of docs/method.md#letters. Masks are True on what is real.
 """
 
 from flax import struct

@@ -1,16 +1,12 @@
-"""Every choice the program offers, once: frozen dataclasses with their defaults (section 11 of the paper's recipe).
+"""Every choice the program offers, once: frozen dataclasses with their defaults, the paper's recipe.
 
 A file in configs/ starts from `Config()`'s values as an ml_collections ConfigDict, changes fields, and returns it;
-`Config.from_dict` turns it back into frozen dataclasses and `validate()` refuses what cannot work, naming the field.
+`config_files.parse_config` turns it back into frozen dataclasses and refuses what cannot work, naming the field.
+
+Method: docs/method.md#12-paper-and-program.
 """
 
 import dataclasses
-import difflib
-import hashlib
-import itertools
-import json
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +35,7 @@ class T5Config:
     ffn_width: int = 2048
     gated: bool = True  # False: one ReLU layer, as in the first T5
     activation: Literal["gelu_tanh", "gelu_erf"] = (
-        "gelu_tanh"  # section 12: tanh for Flan-T5, erf for the authors' files
+        "gelu_tanh"  # docs/method.md#12-paper-and-program: tanh for Flan-T5, erf for the authors' files
     )
     relative_buckets: int = 32
     relative_max_distance: int = 128
@@ -79,7 +75,7 @@ class ModelConfig:
     max_queries: int = 900  # Q
     min_queries: int = 300  # taken when no token passes the threshold
     score_threshold: float = 0.05  # τ of Eq. 1
-    query_fill: Literal["none", "program"] = "none"  # section 12
+    query_fill: Literal["none", "program"] = "none"  # docs/method.md#12-paper-and-program
     denoising_queries: int = 200  # positives and negatives of all groups together
     denoising_labels: int = 92  # rows of the label embedding
     distiller_points: int = 16
@@ -88,7 +84,7 @@ class ModelConfig:
     distiller_dropout: float = 0.1
     prompt_dropout: float = 0.3
     generator_dropout: float = 0.1  # on the normalised prompt before T5
-    normalise_prompts_at_inference: bool = False  # section 12
+    normalise_prompts_at_inference: bool = False  # docs/method.md#12-paper-and-program
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
     remat: bool = False  # recompute layer activations in the backward pass: less memory, more time
     remat_keeps: Literal["nothing", "products"] = (
@@ -112,9 +108,9 @@ class Ablation:
 
 @dataclass(frozen=True)
 class LossConfig:
-    name_mask_threshold: float = 0.99  # the program has 0.999: section 12
+    name_mask_threshold: float = 0.99  # the program has 0.999: docs/method.md#12-paper-and-program
     text_noise_probability: float = 0.9
-    text_noise_sigma: Literal["real", "padded"] = "real"  # section 7
+    text_noise_sigma: Literal["real", "padded"] = "real"  # docs/method.md#7-object-name-generator
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ class MeshConfig:
 class EvalConfig:
     batch_size: int = 8
     checkpoint: int = -1  # step to restore; −1 = the newest
-    name_mapping: Literal["exact", "text_encoder"] = "exact"  # from names to classes: section 13
+    name_mapping: Literal["exact", "text_encoder"] = "exact"  # from names to classes: docs/method.md#13-evaluation
     text_encoder: str = ""  # folder of CLIP's text tower, from `python -m opendet_jax.weights convert --from clip`
     alignment_analysis: bool = False  # the paper's section 4.3 and C.1, by a second pass over the images
     max_detections: int = 0  # boxes of an image that are named and counted, the best; 0 = all, as the paper has it
@@ -254,184 +250,13 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | ConfigDict) -> "Config":
-        """Builds and validates a Config. Raises ConfigError naming the field, and the nearest right name if unknown."""
-        config = _build(cls, values, "config")
-        config.validate()
-        return config
-
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    def hash(self) -> str:
-        """Twelve letters that stand for every value of the config."""
-        text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_config_dict(self) -> ConfigDict:
         """The same values as an editable ConfigDict, for files in configs/ and for command-line overrides."""
         return ConfigDict(self.to_dict(), convert_dict=True)
 
-    def validate(self) -> None:
-        """Refuses values that cannot work. Raises ConfigError naming the field and the value."""
-        model, data, optimizer = self.model, self.data, self.optimizer
-        _require(model.width % 32 == 0, "model.width", model.width, "a multiple of 32 (GroupNorm has 32 groups)")
-        _require(model.width % model.num_heads == 0, "model.num_heads", model.num_heads, "a divisor of model.width")
-        _require(model.text_width % 2 == 0, "model.text_width", model.text_width, "even")
-        swin = model.backbone
-        _require(len(swin.depths) == 4, "model.backbone.depths", swin.depths, "four numbers, one a stage")
-        _require(
-            len(swin.num_heads) == 4
-            and all(swin.embed_dim * 2**i % heads == 0 for i, heads in enumerate(swin.num_heads)),
-            "model.backbone.num_heads",
-            swin.num_heads,
-            f"four divisors of the stages' widths {[swin.embed_dim * 2**i for i in range(4)]}",
-        )
-        _require(model.one_to_one_layers >= 1, "model.one_to_one_layers", model.one_to_one_layers, "at least 1")
-        _require(0 < model.score_threshold < 1, "model.score_threshold", model.score_threshold, "between 0 and 1")
-        _require(
-            model.min_queries <= model.max_queries,
-            "model.min_queries",
-            model.min_queries,
-            f"at most model.max_queries = {model.max_queries}",
-        )
-        _require(data.max_objects >= 1, "data.max_objects", data.max_objects, "at least 1")
-        _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
-        _require(self.eval.batch_size >= 1, "eval.batch_size", self.eval.batch_size, "at least 1")
-        for name, least in (("query_slots", 0), ("naming_chunks", 1)):
-            sizes = getattr(self.eval, name)
-            rising = all(a < b for a, b in itertools.pairwise((0, *sizes)))
-            _require(rising and len(sizes) >= least, f"eval.{name}", sizes, "rising numbers from 1 on")
-        _require(data.max_name_tokens >= 2, "data.max_name_tokens", data.max_name_tokens, "at least 2")
-        _require(len(data.buckets) > 0, "data.buckets", data.buckets, "at least one (height, width)")
-        for height, width in data.buckets:
-            _require(
-                height % 32 == 0 and width % 32 == 0 and height > 0 and width > 0,
-                "data.buckets",
-                (height, width),
-                "multiples of 32",
-            )
-        low, high = data.crop_range
-        _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
-        _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
-        for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0)):
-            _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
-        for name in ("flip_probability", "crop_probability", "max_unreadable"):
-            value = getattr(data, name)
-            _require(0 <= value <= 1, f"data.{name}", value, "between 0 and 1")
-        _require(0 <= data.held_out < 1, "data.held_out", data.held_out, "0 (nothing) or a share below 1")
-        weighted = [("train", data.train)] + [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
-        for name, paths in weighted:
-            _require(paths.weight > 0, f"data.{name}.weight", paths.weight, "positive")
-        _require(data.eval.weight == 1, "data.eval.weight", data.eval.weight, "1: every image is evaluated once")
-        _require(
-            data.text_embeddings != "table" or bool(data.text_table),
-            "data.text_table",
-            data.text_table,
-            "the .npy file of the embeddings (data.text_embeddings is 'table')",
-        )
-        for name in ("detector_rate", "backbone_rate", "generator_rate", "clip_norm"):
-            value = getattr(optimizer, name)
-            _require(value > 0, f"optimizer.{name}", value, "positive")
-        for name in ("freeze_head_steps", "freeze_embedding_steps"):
-            value = getattr(optimizer, name)
-            _require(value >= -1, f"optimizer.{name}", value, "−1 (the whole run), 0 (never) or a number of steps")
-        _require(
-            not (self.init.model and (self.init.backbone or self.init.t5)),
-            "init.model",
-            self.init.model,
-            "empty where init.backbone or init.t5 is given: a whole model holds both",
-        )
-        _require(self.train.steps >= 1, "train.steps", self.train.steps, "at least 1")
-        for name in ("log_every", "checkpoint_every", "eval_every"):
-            value = getattr(self.train, name)
-            _require(value >= 0, f"train.{name}", value, "0 (only at the end) or more")
-        parts = self.train.accumulate
-        _require(
-            parts >= 1 and data.batch_size % parts == 0,
-            "train.accumulate",
-            parts,
-            f"a divisor of data.batch_size = {data.batch_size}",
-        )
-        _require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "0 (none) or a decay below 1")
-        self._validate_mesh()
-        _require(self.train.keep_checkpoints >= 1, "train.keep_checkpoints", self.train.keep_checkpoints, "at least 1")
-        _require(self.eval.num_beams >= 1, "eval.num_beams", self.eval.num_beams, "at least 1")
-        _require(self.eval.max_new_tokens >= 1, "eval.max_new_tokens", self.eval.max_new_tokens, "at least 1")
-        for section, fields in (("eval", self.eval), ("predict", self.predict)):
-            _require(0 < fields.nms_iou <= 1, f"{section}.nms_iou", fields.nms_iou, "above 0, at most 1")
-            _require(0 <= fields.min_score <= 1, f"{section}.min_score", fields.min_score, "between 0 and 1")
-        _require(self.eval.max_detections >= 0, "eval.max_detections", self.eval.max_detections, "0 (all) or a number")
-        _require(self.predict.max_detections >= 1, "predict.max_detections", self.predict.max_detections, "at least 1")
-        _require(
-            self.eval.name_mapping != "text_encoder" or bool(self.eval.text_encoder),
-            "eval.text_encoder",
-            self.eval.text_encoder,
-            "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')",
-        )
-        for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", self.eval.limit)):
-            _require(limit >= 0, name, limit, "0 (all) or a number of images")
-
-    def _validate_mesh(self) -> None:
-        mesh = self.mesh
-        sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
-        for name, size in sizes.items():
-            _require(size >= 1 or size == -1, f"mesh.{name}", size, "a number of devices, or −1 for all that are left")
-        _require(
-            list(sizes.values()).count(-1) <= 1, "mesh", tuple(sizes.values()), "of sizes of which one at most is −1"
-        )
-        _require(mesh.processes >= 0, "mesh.processes", mesh.processes, "a number, or 0 for what the cluster says")
-        if mesh.processes > 1:
-            _require(
-                0 <= mesh.process < mesh.processes,
-                "mesh.process",
-                mesh.process,
-                f"this process's number, 0 … {mesh.processes - 1}",
-            )
-            _require(":" in mesh.coordinator, "mesh.coordinator", mesh.coordinator, "host:port of process 0")
-
 
 class ConfigError(InputError):
     """A field that is unknown or holds a value that cannot work."""
-
-
-def _require(holds: bool, name: str, value: Any, wanted: str) -> None:
-    if not holds:
-        raise ConfigError(f"config.{name} = {value!r}: must be {wanted}")
-
-
-def _build(cls: type, values: Mapping[str, Any] | ConfigDict, where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {where}.{near[0]}?" if near else f"; it has {', '.join(hints)}"
-            raise ConfigError(f"{where}.{key} does not exist{hint}")
-    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type: sections become dataclasses, lists tuples, whole numbers floats."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping | ConfigDict):
-            raise ConfigError(f"{where} = {value!r}: must be a section of fields")
-        return _build(kind, dict(value.items()), where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise ConfigError(f"{where} = {value!r}: must be a tuple")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where} = {value!r}: must have {len(kinds)} entries")
-        return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    assert isinstance(kind, type), f"{where} is annotated with {kind}"
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
-    return value

@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Something given to the program (a file, a field, a checkpoint) cannot be used; the message says which and why."""
+
+
+class WeightsError(InputError):
+    """A file of weights that cannot be used; the message names it and everything in it that does not fit."""

@@ -1,6 +1,8 @@
 """From photographs to named boxes: detect, keep the best, name only what is kept.
 
 Shared by evaluation and prediction.
+
+Method: docs/method.md#13-evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +22,7 @@ from opendet_jax.config import Config
 from opendet_jax.model.encoder import Memory
 from opendet_jax.model.neck import Features
 from opendet_jax.model.query_selection import Queries
-from opendet_jax.ops.boxes import to_corners
-from opendet_jax.ops.nms import nms
+from opendet_jax.ops.boxes import nms, to_corners
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Selection:
     max_detections: int
     min_score: float
     nms_iou: float
-    nms_above: int = 0  # suppression happens only in images with more queries than this (section 13: 300)
+    nms_above: int = 0  # suppression happens only in images with more queries than this; evaluation: 300
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Candidates(NamedTuple):
 
 
 Suppression = tuple[float | Float[Array, ""], int | Int[Array, ""]]  # a Selection's nms_iou and nms_above
-Looked = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
+Encoded = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
 
 
 def slots_for(valid: Bool[np.ndarray, "B Q"], sizes: Sequence[int]) -> int:
@@ -84,7 +85,7 @@ class Inference:
         self._mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
         self.params = params
         self._decode = decode
-        self._look = jax.jit(self.on_each_device(self._first_half))
+        self._encode = jax.jit(self.on_each_device(self._first_half))
         self._decode_queries = jax.jit(self._second_half, static_argnames="slots")
         self._generate = jax.jit(self.on_each_device(self._names))
 
@@ -119,10 +120,10 @@ class Inference:
 
         `sizes` are the (height, width) of the original images, the frame of the boxes returned.
         """
-        looked = self._look(self.params, self.place(images))
-        slots = slots_for(jax.device_get(looked[-1].valid), self.config.eval.query_slots)
+        encoded = self._encode(self.params, self.place(images))
+        slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
         suppression = (selection.nms_iou, selection.nms_above)
-        candidates = self._decode_queries(self.params, suppression, looked, slots=slots)
+        candidates = self._decode_queries(self.params, suppression, encoded, slots=slots)
         corners, scores, kept, prompts = jax.device_get(candidates)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
@@ -138,18 +139,18 @@ class Inference:
             start = own.stop
         return found
 
-    def _first_half(self, params: Any, images: Images) -> Looked:
-        looked: Any = self.model.apply({"params": params}, images, deterministic=True, method="look")
-        return looked
+    def _first_half(self, params: Any, images: Images) -> Encoded:
+        encoded: Any = self.model.apply({"params": params}, images, deterministic=True, method="encode")
+        return encoded
 
-    def _second_half(self, params: Any, suppression: Suppression, looked: Looked, slots: int) -> _Candidates:
-        features, memory, queries = looked
+    def _second_half(self, params: Any, suppression: Suppression, encoded: Encoded, slots: int) -> _Candidates:
+        features, memory, queries = encoded
         queries = jax.tree.map(lambda x: x[:, :slots], queries)
         return self.on_each_device(self._candidates)((params, suppression), (features, memory, queries))
 
-    def _candidates(self, given: tuple[Any, Suppression], looked: Looked) -> _Candidates:
+    def _candidates(self, given: tuple[Any, Suppression], encoded: Encoded) -> _Candidates:
         params, (nms_iou, nms_above) = given
-        detected: Any = self.model.apply({"params": params}, *looked, method="decode")
+        detected: Any = self.model.apply({"params": params}, *encoded, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
         scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid = detected.queries.valid

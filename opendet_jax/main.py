@@ -30,11 +30,11 @@ def main(_: Sequence[str]) -> None:
     from opendet_jax.compilation import enable_cache
     from opendet_jax.config_files import read_flag
     from opendet_jax.errors import InputError
-    from opendet_jax.evaluate.run import evaluate_checkpoint
-    from opendet_jax.predict.run import predict_from_config
-    from opendet_jax.processes import join_processes
-    from opendet_jax.train.loop import train
+    from opendet_jax.evaluate.loop import evaluate_checkpoint
+    from opendet_jax.parallel.processes import join_processes
+    from opendet_jax.predict.predictions import predict_from_config
     from opendet_jax.train.replay import replay
+    from opendet_jax.train.training_loop import train
 
     logging.set_verbosity(logging.WARNING)
     enable_cache()

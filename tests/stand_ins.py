@@ -7,7 +7,7 @@ from opendet_jax.model.neck import Features
 from opendet_jax.model.query_selection import Queries
 
 
-def looked(boxes, objectness, valid) -> tuple[Features, Memory, Queries]:
+def encoded(boxes, objectness, valid) -> tuple[Features, Memory, Queries]:
     """Queries [B, Q] as they are given, and pyramids of zeros."""
     batch, slots = valid.shape
     zeros, ratios = jnp.zeros((batch, 4, 1)), jnp.ones((batch, 4, 2))

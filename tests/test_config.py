@@ -9,19 +9,20 @@ import sys
 import pytest
 
 from opendet_jax.config import Config, ConfigError
+from opendet_jax.config_files import parse_config
 
 SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json"]
 
 
 def shipped(name: str) -> Config:
-    return Config.from_dict(importlib.import_module(f"configs.{name}").get_config())
+    return parse_config(importlib.import_module(f"configs.{name}").get_config())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_config_survives_a_round_trip_through_json(name):
     config = shipped(name)
     assert config.name == name
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_paper_values():
@@ -59,11 +60,11 @@ def test_paper_values():
 )
 def test_wrong_values_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
-        Config.from_dict(values)
+        parse_config(values)
 
 
 def test_whole_numbers_become_floats():
-    assert isinstance(Config.from_dict({"optimizer": {"clip_norm": 1}}).optimizer.clip_norm, float)
+    assert isinstance(parse_config({"optimizer": {"clip_norm": 1}}).optimizer.clip_norm, float)
 
 
 def test_config_is_frozen():

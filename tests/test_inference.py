@@ -10,9 +10,10 @@ import numpy as np
 from configs.scenes_tiny import get_config
 from opendet_jax.batch import Images
 from opendet_jax.config import Config, EvalConfig
+from opendet_jax.config_files import parse_config
 from opendet_jax.inference import Inference, Selection
 from opendet_jax.model.opendet import OpenDet, init_params
-from tests.stand_ins import looked
+from tests.stand_ins import encoded
 
 BEAMS, NEW_TOKENS = 2, 3
 CONFIG = Config(eval=EvalConfig(num_beams=BEAMS, max_new_tokens=NEW_TOKENS, naming_chunks=(2, 4)))
@@ -22,11 +23,11 @@ class Scripted(nn.Module):
     """Says what its parameters say; the prompt of a query is (image number, query number)."""
 
     @nn.compact
-    def look(self, images, deterministic):
+    def encode(self, images, deterministic):
         boxes, logits, valid = (
             self.variable("params", name, lambda: None).value for name in ("boxes", "logits", "valid")
         )
-        return looked(boxes, logits, valid)
+        return encoded(boxes, logits, valid)
 
     def decode(self, features, memory, queries):
         boxes, logits, valid = queries.boxes, queries.objectness, queries.valid
@@ -166,12 +167,12 @@ def test_parameters_may_be_replaced():
     inference.params = {**inference.params, "logits": np.array([[2.0, 1.0, 0.0]], np.float32)}
     found = inference(images(1), [(10, 10)], EVERYTHING)[0]
     assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
-    assert inference._look._cache_size() == inference._decode_queries._cache_size() == 1
+    assert inference._encode._cache_size() == inference._decode_queries._cache_size() == 1
 
 
 def test_fits_the_model():
     """Traced, not run: what OpenDet gives is what is asked of it."""
-    config = Config.from_dict(get_config())
+    config = parse_config(get_config())
     model = OpenDet(config.model, config.ablation)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     inference = Inference(model, {}, config, decode)

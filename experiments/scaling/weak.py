@@ -47,10 +47,10 @@ def measure(devices: int) -> float:
 
     assert jax.device_count() == devices
     from configs.scenes_tiny import get_config
-    from opendet_jax.config import Config
+    from opendet_jax.config_files import parse_config
     from opendet_jax.train.run import Run
 
-    config = Config.from_dict(get_config())
+    config = parse_config(get_config())
     config = replace(config, data=replace(config.data, batch_size=IMAGES * devices, scenes_train=200, scenes_eval=4))
     with TemporaryDirectory() as folder:
         run = Run(config, Path(folder))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from opendet_jax.data.catalogue import SOURCES
+from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.errors import InputError
 
 
@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from opendet_jax.data.prepare import Job, prepare
-    from opendet_jax.data.summary import describe
+    from opendet_jax.data.prepared.write import Job, prepare
+    from opendet_jax.data.show import describe
 
     job = Job(
         data_set=options.dataset,

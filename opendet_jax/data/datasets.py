@@ -1,4 +1,4 @@
-"""The training and the evaluation set that a config asks for, read into memory."""
+"""The training and the evaluation set that a config asks for, read into memory from annotations in any form."""
 
 import hashlib
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 from absl import logging
 
 from opendet_jax.config import Config, ConfigError, DatasetPaths
-from opendet_jax.data.annotations import read_annotations
-from opendet_jax.data.mixture import Mixture
-from opendet_jax.data.records import Dataset, Record
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.data.formats.json_stream import AnnotationError, is_list
+from opendet_jax.data.formats.records import Dataset, Problems, Record
+from opendet_jax.data.formats.visual_genome import read_visual_genome
+from opendet_jax.data.plan import Mixture
+from opendet_jax.data.prepared.read import read_prepared
 from opendet_jax.data.scenes import generate
 
 SCENES_SEED = 0
@@ -119,3 +122,30 @@ def _drawn(config: Config, workdir: str | Path) -> Path:
 
 def _scenes(annotations: Path) -> Dataset:
     return read(DatasetPaths(str(annotations), str(annotations.parent / "images")), "data.train")
+
+
+def read_annotations(
+    annotations: str | Path, images: str | Path, name_field: str = "", minival: bool = False
+) -> tuple[Dataset, Problems]:
+    """A data set, and what in it could not be used.
+
+    `annotations` is a json in the form of LVIS or COCO (see `read_json`), Visual Genome's objects.json with its
+    image_data.json beside it (`read_visual_genome`), or a folder that `python -m opendet_jax.data prepare` has written,
+    which holds its images itself. `name_field` and `minival` are for the first form only.
+    Raises AnnotationError.
+    """
+    path = Path(annotations)
+    if path.is_dir():
+        _refuse(path, "a prepared folder", name_field, minival)
+        return read_prepared(path), Problems()
+    if is_list(path):
+        _refuse(path, "in Visual Genome's form", name_field, minival)
+        return read_visual_genome(path, images)
+    return read_json(path, images, name_field, minival)
+
+
+def _refuse(path: Path, form: str, name_field: str, minival: bool) -> None:
+    if name_field:
+        raise AnnotationError(f"{path}: is {form}, which has no field {name_field!r} to take names from")
+    if minival:
+        raise AnnotationError(f"{path}: is {form}: minival is part of LVIS's val, by the coco_url of its images")

@@ -16,14 +16,13 @@ from numpy import ndarray
 
 from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import DataConfig
-from opendet_jax.data.buckets import choose, fit
 from opendet_jax.data.examples import ExampleBatch, Examples
+from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.images import open_record
-from opendet_jax.data.mixture import Mixture
-from opendet_jax.data.records import Dataset, Record
+from opendet_jax.data.plan import Mixture
 from opendet_jax.data.text_embeddings import TextEmbedder
 from opendet_jax.data.tokenizer import Tokenizer, encode_names
-from opendet_jax.data.transforms import Geometry, evaluation_geometry, place, resample
+from opendet_jax.data.transforms import Geometry, choose, evaluation_geometry, fit, place, resample
 
 ENDLESS = 2**40  # steps
 

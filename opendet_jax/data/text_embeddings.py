@@ -1,4 +1,7 @@
-"""Text embeddings T_e of object names: unit vectors of "a " + name, from a table made by CLIP or a stand-in."""
+"""Text embeddings T_e of object names: unit vectors of "a " + name, from a table made by CLIP or a stand-in.
+
+Method: docs/method.md#5-aligner.
+"""
 
 import json
 from collections.abc import Sequence

@@ -1,8 +1,12 @@
-"""Method section 1: flip, random crop, resize. Geometry is drawn first, from sizes and boxes alone, and applied after.
+"""From a photograph to its place in a batch: flip, random crop, resize, and a bucket's padding.
 
-Cropping and the two resizings around it are one resampling: a window of the original, brought to its final size.
+Geometry is drawn first, from sizes and boxes alone, and applied after. Buckets are the few padded sizes (H, W) that
+batches may have, since XLA compiles once per shape.
+
+Method: docs/method.md#1-image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +15,27 @@ from numpy import ndarray
 from PIL import Image
 
 from opendet_jax.config import DataConfig
-from opendet_jax.data.buckets import Size
-from opendet_jax.data.records import Record
+from opendet_jax.data.formats.records import Record
 
+Size = tuple[int, int]  # height, width
 CROP_ATTEMPTS = 10  # windows tried until one holds an object
+
+
+def fit(size: Size, bucket: Size) -> Size:
+    """`size`, made smaller at its aspect ratio where it does not fit into the bucket."""
+    shrink = min(1.0, bucket[0] / size[0], bucket[1] / size[1])
+    height, width = (min(b, max(1, round(s * shrink))) for s, b in zip(size, bucket, strict=True))
+    return height, width
+
+
+def choose(size: Size, buckets: Sequence[Size]) -> int:
+    """Index of the bucket in which an image of this size needs the least shrinking and then the least padding."""
+
+    def cost(i: int) -> tuple[float, int, int]:
+        height, width = buckets[i]
+        return -min(1.0, height / size[0], width / size[1]), height * width, i
+
+    return min(range(len(buckets)), key=cost)
 
 
 @dataclass(frozen=True)

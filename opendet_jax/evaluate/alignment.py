@@ -1,7 +1,9 @@
 """The paper's analysis (sections 4.3 and C.1): of the query that is matched with each object, how well it agrees with
 the object's text (query–text alignment), and how similar its generated name is to the object's (name similarity).
 
-Queries are matched as in training, one-to-one at the last layer (method section 8), so that every object counts once.
+Queries are matched as in training, one-to-one at the last layer, so that every object counts once.
+
+Method: docs/method.md#8-matching, docs/method.md#13-evaluation.
 """
 
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ from tqdm import tqdm
 
 from opendet_jax.batch import Images, Objects
 from opendet_jax.config import Config
+from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.pipeline import evaluation_batches
-from opendet_jax.data.records import Dataset, Record
 from opendet_jax.evaluate.name_similarity import NameTexts
 from opendet_jax.inference import Inference
 from opendet_jax.losses.matching import ONE_TO_ONE, Predictions, Targets, match

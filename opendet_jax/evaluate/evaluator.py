@@ -7,14 +7,12 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from opendet_jax.evaluate.coco import CocoProtocol
-from opendet_jax.evaluate.curves import Curves
-from opendet_jax.evaluate.detections import Detections
+from opendet_jax.evaluate.average_precision import Curves, Outcomes, Uncounted
+from opendet_jax.evaluate.greedy_matching import AT_50, match
 from opendet_jax.evaluate.localisation import Localisation
-from opendet_jax.evaluate.lvis import PER_IMAGE, LvisProtocols, Metrics, lvis_metrics
-from opendet_jax.evaluate.matching import AT_50, match
-from opendet_jax.evaluate.outcomes import Outcomes, Uncounted
-from opendet_jax.evaluate.truth_index import ImageTruth, Truth
+from opendet_jax.evaluate.protocols import PER_IMAGE, CocoProtocol, LvisProtocols, Metrics, lvis_metrics
+from opendet_jax.evaluate.results import ScoredBoxes
+from opendet_jax.evaluate.truth import ImageTruth, Truth
 
 Protocol = Literal["lvis", "lvis_fixed", "coco"]
 
@@ -57,8 +55,8 @@ class Evaluator:
     def add(
         self,
         image_id: int,
-        detections: Detections,
-        boxes: Detections | None = None,
+        detections: ScoredBoxes,
+        boxes: ScoredBoxes | None = None,
         numbers: Int64[ndarray, " n"] | None = None,
     ) -> None:
         """Detections of an image, and its distinct boxes, each as its best class (None: those of the detections).

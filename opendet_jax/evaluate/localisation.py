@@ -4,13 +4,12 @@ from collections import Counter
 
 import numpy as np
 
-from opendet_jax.evaluate.curves import curves
-from opendet_jax.evaluate.detections import Detections
-from opendet_jax.evaluate.lvis import PER_IMAGE, Metrics
-from opendet_jax.evaluate.matching import match
-from opendet_jax.evaluate.name_mapping import normalise
-from opendet_jax.evaluate.outcomes import Outcomes
-from opendet_jax.evaluate.truth_index import ImageTruth, Truth, wanted
+from opendet_jax.evaluate.average_precision import Outcomes, curves
+from opendet_jax.evaluate.greedy_matching import match
+from opendet_jax.evaluate.name_mapping import normalise_name
+from opendet_jax.evaluate.protocols import PER_IMAGE, Metrics
+from opendet_jax.evaluate.results import ScoredBoxes
+from opendet_jax.evaluate.truth import ImageTruth, Truth, wanted
 
 
 class Localisation:
@@ -20,9 +19,9 @@ class Localisation:
 
     def __init__(self, truth: Truth):
         self._truth = truth
-        self._names = [normalise(category["name"]) for category in truth.categories]
+        self._names = [normalise_name(category["name"]) for category in truth.categories]
         self.synonyms = [  # of each class, its own name too
-            {name, *map(normalise, category.get("synonyms", ()))}
+            {name, *map(normalise_name, category.get("synonyms", ()))}
             for name, category in zip(self._names, truth.categories, strict=True)
         ]
         self._kept: list[Outcomes] = []
@@ -30,7 +29,7 @@ class Localisation:
         self.found, self.of_its_class, self._exact, self._synonymous = np.zeros((4, len(self._names)), np.int64)
         self.called: Counter[tuple[int, str]] = Counter()  # (place of the true class, name or class it was given)
 
-    def add(self, image: ImageTruth, boxes: Detections) -> None:
+    def add(self, image: ImageTruth, boxes: ScoredBoxes) -> None:
         """One image; `boxes` are distinct, each of its best class."""
         best = boxes[boxes.best_first()[:PER_IMAGE]]
         self._named &= best.names is not None or not len(best)
@@ -50,7 +49,7 @@ class Localisation:
         if name is None:
             self.called[true, self._names[place] if place >= 0 else ""] += 1
             return
-        called = normalise(name)
+        called = normalise_name(name)
         self._exact[true] += called == self._names[true]
         self._synonymous[true] += called in self.synonyms[true]
         self.called[true, called] += 1

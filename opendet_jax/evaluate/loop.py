@@ -1,7 +1,11 @@
-"""Evaluation of a model on a data set: detections, metrics and a few pictures in <workdir>/eval/<data set>/."""
+"""Evaluation of a model on a data set: detections, metrics and a few pictures in <workdir>/eval/<data set>/.
+
+Method: docs/method.md#13-evaluation.
+"""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +14,62 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.config import Config
+from opendet_jax.data.datasets import load_evaluation
+from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.images import open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
-from opendet_jax.data.records import Dataset, Record
+from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.alignment import analyse
-from opendet_jax.evaluate.alignment_figure import draw_alignment
 from opendet_jax.evaluate.evaluator import Evaluator
-from opendet_jax.evaluate.lvis import PER_IMAGE
-from opendet_jax.evaluate.naming import Naming, load_naming
+from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping
+from opendet_jax.evaluate.name_similarity import NameTexts, RememberingEncoder, load_encoder, name_texts
+from opendet_jax.evaluate.pictures import draw_alignment
+from opendet_jax.evaluate.protocols import PER_IMAGE
+from opendet_jax.evaluate.report import summary
 from opendet_jax.evaluate.results import ImageResults, results_file
-from opendet_jax.evaluate.summary import summary
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import replacing, write_json
 from opendet_jax.inference import Found, Inference, Selection
-from opendet_jax.processes import exchange, is_first
+from opendet_jax.model.opendet import OpenDet
+from opendet_jax.parallel.mesh import local_mesh
+from opendet_jax.parallel.processes import exchange, is_first
 
-NMS_ABOVE = 300  # queries (method section 13)
+NMS_ABOVE = 300  # queries (docs/method.md#13-evaluation)
 PREDICTIONS, METRICS, PICTURES = "predictions.json", "metrics.json", "pictures.png"
 ALIGNMENT = "alignment.png"
+
+
+@dataclass(frozen=True)
+class Naming:
+    mapping: NameMapping
+    texts: NameTexts | None  # for the analysis of alignment, where it is asked for
+
+
+def load_naming(dataset: Dataset, config: Config) -> Naming:
+    """What `config.eval` asks for, on the classes and names of a data set.
+
+    Raises:
+        WeightsError: `eval.text_encoder` is needed and cannot be loaded.
+        EmbeddingError: the analysis is asked for, and a true name has no embedding or one of another width than the
+            model's.
+    """
+    needs_encoder = config.eval.name_mapping == "text_encoder" or config.eval.alignment_analysis
+    encoder = load_encoder(config.eval.text_encoder) if needs_encoder and config.eval.text_encoder else None
+    texts = name_texts(dataset, config, encoder) if config.eval.alignment_analysis else None
+    return Naming(_mapping(dataset, config, encoder), texts)
+
+
+def _mapping(dataset: Dataset, config: Config, encoder: RememberingEncoder | None) -> NameMapping:
+    categories = [{"id": c.id, "name": c.name, "synonyms": c.synonyms} for c in dataset.categories]
+    if config.eval.name_mapping == "exact":
+        return ExactMapping(categories)
+    assert encoder is not None, "Config.validate asks for eval.text_encoder"
+    return TextEncoderMapping(categories, encoder)
 
 
 def evaluate(
@@ -132,3 +171,14 @@ def table(metrics: dict[str, Any]) -> str:
     """What was evaluated, and a summary of its metrics."""
     title = f"{metrics['dataset']}, step {metrics['step']}: {metrics['images']} images"
     return f"{title}, names to classes: {metrics['name_mapping']}\n{summary(metrics)}"
+
+
+def evaluate_checkpoint(config: Config, workdir: Path) -> None:
+    """Restores `eval.checkpoint` (−1: the newest) and writes <workdir>/eval/<data set>/. Raises CheckpointError."""
+    saved, params, step = restore(workdir, config.eval.checkpoint)
+    check_same(saved.to_dict(), config, workdir, in_evaluation)
+    eval_set = load_evaluation(config, workdir)
+    naming = load_naming(eval_set, config)
+    decode = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size).decode
+    inference = Inference(OpenDet(config.model, config.ablation), params, config, decode, local_mesh())
+    evaluate(inference, eval_set, config, workdir, step, naming)

@@ -1,22 +1,27 @@
-"""`python -m opendet_jax.evaluate`: a results file scored, and what there is to see of it."""
+"""`python -m opendet_jax.evaluate`: a results file scored, as a few lines of text, tables and pictures."""
 
+import csv
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from opendet_jax.data.records import Dataset
-from opendet_jax.evaluate.charts import draw_ap_by_frequency, draw_names, draw_precision_recall
+from opendet_jax.data.formats.records import Dataset
 from opendet_jax.evaluate.evaluator import Evaluation, Evaluator, Protocol
-from opendet_jax.evaluate.examples import best_and_worst, sheet
-from opendet_jax.evaluate.results_file import Results, read_results
-from opendet_jax.evaluate.summary import summary
-from opendet_jax.evaluate.tables import write_classes, write_names
+from opendet_jax.evaluate.greedy_matching import AREAS
+from opendet_jax.evaluate.pictures import best_and_worst, draw_ap_by_frequency, draw_names, draw_precision_recall, sheet
+from opendet_jax.evaluate.results import Results, read_results
 from opendet_jax.evaluate.truth import read_truth
 from opendet_jax.files import replacing, write_json
 
+_SIZES = ("APs", "APm", "APl")
+_LVIS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APu", *_SIZES)
+_COCO = ("AP", "AP50", "AP75", *_SIZES, "AR1", "AR10", "AR100")
+_COCO_TITLE = "COCO AP, ≤ 100 a class"
 TITLES = {"lvis": "LVIS AP, ≤ 300 detections an image", "lvis_fixed": "fixed AP", "coco": "COCO AP"}
 
 
@@ -80,3 +85,60 @@ def _example_sheets(dataset: Dataset, results: Results, evaluation: Evaluation) 
         if scores:
             sheets[f"{name}_images.png"] = sheet(dataset, boxes, scores, class_names)
     return sheets
+
+
+def summary(metrics: Mapping[str, Any], protocol: Protocol = "lvis") -> str:
+    """The metrics in percent, a line a group, the protocol's own first; – where there is nothing to measure."""
+    rows: list[tuple[str, tuple[str, ...]]]
+    if protocol == "coco":
+        rows = [(_COCO_TITLE, _COCO)]
+    else:
+        rows = [("LVIS AP, ≤ 300 an image", _LVIS), ("fixed AP", tuple(f"fixed_{key}" for key in _LVIS))]
+        rows = rows if protocol == "lvis" else rows[::-1]
+    if "coco_AP" in metrics:
+        rows.append((_COCO_TITLE, tuple(f"coco_{key}" for key in _COCO)))
+    rows += [
+        ("whatever the name", ("agnostic_AP", "agnostic_AP50", "agnostic_AR", "recall50")),
+        ("names of boxes found", ("naming_accuracy", "exact_name_accuracy", "synonym_accuracy")),
+    ]
+    return "\n".join(_line(title, {key: metrics[key] for key in keys}) for title, keys in rows)
+
+
+def _line(title: str, values: Mapping[str, float | None]) -> str:
+    cells = (f"{key} {'–' if value is None else f'{100 * value:.1f}'}" for key, value in values.items())
+    return f"  {title:<24} " + "  ".join(cells)
+
+
+def write_classes(evaluation: Evaluation, path: Path) -> None:
+    """A line a class. A cell without a number is empty: the class has no object to be found.
+
+    objects: to be found. detections: those that count. found: objects found at IoU 0.5 whatever they are called; named:
+    those of them that were given the class. AP, AP50 and AR, and with a prefix those of other protocols.
+    """
+    truth, localisation = evaluation.truth, evaluation.localisation
+    prefixes = list(evaluation.curves)
+    header = ["id", "name", "frequency", "objects", "detections", "found", "named"]
+    header += [prefix + key for prefix in prefixes for key in ("AP", "AP50", "AR")]
+    lines = []
+    for place, category in enumerate(truth.categories):
+        line = [category["id"], category["name"], truth.groups[place], truth.wanted[place, list(AREAS).index("all")]]
+        line += [evaluation.counted[place], localisation.found[place], localisation.of_its_class[place]]
+        for prefix in prefixes:
+            curves, own = evaluation.curves[prefix], np.array([place])
+            line += [curves.ap(own), curves.ap(own, iou=0.5), curves.ar(own)]
+        lines.append(line)
+    _write(path, header, lines)
+
+
+def write_names(evaluation: Evaluation, path: Path) -> None:
+    """What objects found at IoU 0.5 were called: class, name given, times; most frequent first."""
+    names = [category["name"] for category in evaluation.truth.categories]
+    called = sorted(evaluation.localisation.called.items(), key=lambda item: (-item[1], item[0]))
+    _write(path, ["class", "called", "times"], ([names[true], name, times] for (true, name), times in called))
+
+
+def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)

@@ -1,16 +1,132 @@
-"""A data set's own annotations as the truth of an evaluation."""
+"""A data set's own annotations as the truth of an evaluation, ready for matching: classes and images by their place,
+objects by image.
+"""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from opendet_jax.data.annotations import read_annotations
-from opendet_jax.data.json_stream import AnnotationError
-from opendet_jax.data.lvis_form import lvis_form
-from opendet_jax.data.records import Dataset
+import numpy as np
+from jaxtyping import Bool, Int64
+from numpy import ndarray
 
+from opendet_jax.data.datasets import read_annotations
+from opendet_jax.data.formats.json_stream import AnnotationError
+from opendet_jax.data.formats.lvis_form import lvis_form
+from opendet_jax.data.formats.records import Dataset
+from opendet_jax.evaluate.greedy_matching import AREAS, AT_50, THRESHOLDS, TruthBoxes, within_areas
+
+SEEN_GROUPS = ("r", "c", "f", "")  # whose classes are part of AP
+GROUPS = (*SEEN_GROUPS, "u")
 Content = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class ImageTruth:
+    place: int  # among the data set's images, by id
+    objects: TruthBoxes
+    judged: Int64[ndarray, " j"]  # classes known to be there or not: detections of others do not count
+    lenient: Int64[ndarray, " k"]  # classes of which not every object is annotated
+
+    def as_one_class(self) -> "ImageTruth":
+        """Everything is an object, and looked for in every image."""
+        one = replace(self.objects, category=np.zeros_like(self.objects.category))
+        return ImageTruth(self.place, one, np.zeros(1, np.int64), np.zeros(0, np.int64))
+
+
+class Truth:
+    """Built from "images", "annotations" and "categories" in LVIS's form (see `lvis_truth`).
+
+    federated: by LVIS's rules, a detection counts only where its class is known to be present or absent, and
+    annotations with "ignore" are ignored. Otherwise by COCO's: every class is known everywhere, and only crowds
+    ("iscrowd") are ignored.
+    """
+
+    def __init__(self, content: Mapping[str, Any], federated: bool = True):
+        categories = {category["id"]: category for category in content["categories"]}
+        self.categories = [categories[key] for key in sorted(categories)]
+        self._category_ids = np.array(sorted(categories), np.int64)
+        images = {image["id"]: image for image in content["images"]}
+        self.image_ids = sorted(images)
+        inside: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in self.image_ids}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] in inside and annotation["category_id"] in categories:
+                inside[annotation["image_id"]].append(annotation)
+        everything = np.arange(len(self.categories))
+        self.images: dict[int, ImageTruth] = {}
+        for place, image_id in enumerate(self.image_ids):
+            objects = self._objects(inside[image_id], federated)
+            judged, lenient = everything, everything[:0]
+            if federated:
+                absent = images[image_id]["neg_category_ids"]
+                judged = np.union1d(self._known(absent), objects.category)
+                judged = everything if len(judged) == len(everything) else judged
+                lenient = self._known(images[image_id]["not_exhaustive_category_ids"])
+            self.images[image_id] = ImageTruth(place, objects, judged, lenient)
+
+    def places(self, category_ids: Int64[ndarray, " n"]) -> Int64[ndarray, " n"]:
+        """Of each class its place among all, by id; −1 for what is no class."""
+        if not len(self._category_ids):
+            return np.full(len(category_ids), -1)
+        places = np.searchsorted(self._category_ids, category_ids).clip(max=len(self._category_ids) - 1)
+        return np.where(self._category_ids[places] == category_ids, places, -1)
+
+    def mask(self, places: Int64[ndarray, " k"]) -> Bool[ndarray, " classes"]:
+        """Whether a class is one of `places`; never for −1, which is the last."""
+        mask = np.zeros(len(self.categories) + 1, np.bool_)
+        mask[places] = True
+        return mask
+
+    @cached_property
+    def wanted(self) -> Int64[ndarray, "C areas"]:
+        """Objects to be found, by class and range of area."""
+        return wanted([image.objects for image in self.images.values()], len(self.categories))
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The frequency group of each class; "" where there is none."""
+        given = (category.get("frequency") for category in self.categories)
+        return [group if group in GROUPS else "" for group in given]
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether COCO's protocol is meant for it: every class known in every image, no frequencies."""
+        complete = (
+            len(image.judged) == len(self.categories) and not len(image.lenient) for image in self.images.values()
+        )
+        return not any(self.groups) and all(complete)
+
+    def classes_of(self, groups: Sequence[str]) -> Int64[ndarray, " k"]:
+        return np.flatnonzero(np.isin(self.groups, groups))
+
+    def _known(self, category_ids: Sequence[int]) -> Int64[ndarray, " k"]:
+        places = np.unique(self.places(np.array(category_ids, np.int64)))
+        return places[places >= 0]
+
+    def _objects(self, annotations: Sequence[Mapping[str, Any]], federated: bool) -> TruthBoxes:
+        crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], np.bool_)
+        given = np.array([bool(annotation.get("ignore")) for annotation in annotations], np.bool_)
+        ignored = crowd | given if federated else crowd
+        areas = within_areas(np.array([annotation["area"] for annotation in annotations], np.float64))
+        return TruthBoxes(
+            category=self.places(np.array([annotation["category_id"] for annotation in annotations], np.int64)),
+            boxes=np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4),
+            wanted=np.where(ignored, np.uint64(0), areas),
+            crowd=crowd,
+        )
+
+
+def wanted(images: Sequence[TruthBoxes], classes: int) -> Int64[ndarray, "C areas"]:
+    """Objects to be found, by class and range of area."""
+    counts = np.zeros((classes, len(AREAS)), np.int64)
+    for objects in images:
+        for area in range(len(AREAS)):
+            there = objects.wanted & np.uint64(AT_50 << (area * len(THRESHOLDS))) > 0
+            np.add.at(counts[:, area], objects.category[there], 1)
+    return counts
 
 
 def lvis_truth(dataset: Dataset, strict: bool = False) -> Content:

@@ -1,4 +1,7 @@
-"""The distillation loss (Eq. 7): prompts point where the text embeddings of their objects point."""
+"""The distillation loss (Eq. 7): prompts point where the text embeddings of their objects point.
+
+Method: docs/method.md#6-prompts-distiller.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

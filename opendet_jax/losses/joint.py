@@ -1,11 +1,14 @@
-"""The Joint Loss (Eq. 4): one target for objectness, box quality and alignment."""
+"""The Joint Loss (Eq. 4): one target for objectness, box quality and alignment.
+
+Method: docs/method.md#10-joint-loss.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, Bool, Float
 
-from opendet_jax.losses.focal import ALPHA
+from opendet_jax.losses.detection import ALPHA
 
 LEAST_IOU = 0.01
 LEAST_TARGET = 0.1

@@ -1,10 +1,13 @@
-"""The Masked Alignment Loss (Eq. 3): every text of a matched object's category is a positive."""
+"""The Masked Alignment Loss (Eq. 3): every text of a matched object's category is a positive.
+
+Method: docs/method.md#9-masked-alignment-loss.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from opendet_jax.losses.focal import focal_cross_entropy
+from opendet_jax.losses.detection import focal_cross_entropy
 from opendet_jax.ops.boxes import iou, to_corners
 
 LEAST_IOU = 0.05

@@ -1,4 +1,7 @@
-"""Bipartite matching of queries and objects (method section 8), one-to-one and one-to-many."""
+"""Bipartite matching of queries and objects, one-to-one and one-to-many.
+
+Method: docs/method.md#8-matching.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""Losses of the Object Name Generator: naming matched queries, and text denoising (paper section 3.5)."""
+"""Losses of the Object Name Generator: naming matched queries, and text denoising (paper section 3.5).
+
+Method: docs/method.md#7-object-name-generator.
+"""
 
 from typing import Literal
 

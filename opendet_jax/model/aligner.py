@@ -1,4 +1,7 @@
-"""Bidirectional vision–language alignment, BVLA-M (Eq. 2, method section 5): query–text scores, for training only."""
+"""Bidirectional vision–language alignment, BVLA-M (Eq. 2): query–text scores, for training only.
+
+Method: docs/method.md#5-aligner.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,7 +9,7 @@ from jaxtyping import Array, Float
 
 from opendet_jax.config import ModelConfig
 from opendet_jax.model.distiller import DistillerBlock
-from opendet_jax.model.pyramid import Pyramid
+from opendet_jax.model.layers import Pyramid
 
 
 def unit(x: Float[Array, "*n E"]) -> Float[Array, "*n E"]:

@@ -1,9 +1,11 @@
-"""Beam search with length penalty 1, for any model that scores the next token (method section 7).
+"""Beam search with length penalty 1, for any model that scores the next token.
 
 The beams' past is not copied when beams are re-ordered: each beam writes its keys and values to its own slot of the
 cache, and `lineage` says which slots hold its history.
 
 Letters: R rows (objects), K beams, N generated tokens, V vocabulary.
+
+Method: docs/method.md#beam-search.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """CLIP's text tower (Radford et al., 2021): names to the text embeddings T_e of the paper's section 3.1.
 
 A causal transformer of pre-norm blocks; the embedding is the state at the end token, normalised and projected to E.
+
+Method: docs/method.md#5-aligner, docs/method.md#13-evaluation.
 """
 
 from typing import Literal

@@ -1,7 +1,9 @@
-"""The decoder, one-to-many and one-to-one decoupled (paper section 3.2, method section 4).
+"""The decoder, one-to-many and one-to-one decoupled (paper section 3.2).
 
 The first layers learn from several queries an object and have no self-attention; the last ones learn from one query an
 object and have two. Gradients of the content do not cross from the second group to the first.
+
+Method: docs/method.md#4-decoder.
 """
 
 import flax.linen as nn
@@ -12,10 +14,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from opendet_jax.config import Ablation, ModelConfig
-from opendet_jax.model.layers import MLP, DeformableAttention, FeedForward, LayerNorm, reference_per_level, xavier
-from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
+from opendet_jax.model.layers import (
+    MLP,
+    NUM_LEVELS,
+    DeformableAttention,
+    FeedForward,
+    LayerNorm,
+    Pyramid,
+    recomputed,
+    reference_per_level,
+    remat_policy,
+    xavier,
+)
 from opendet_jax.model.query_selection import BinaryHead
-from opendet_jax.model.remat import recomputed, remat_policy
 from opendet_jax.ops.boxes import logit
 
 

@@ -1,7 +1,9 @@
-"""Contrastive denoising queries (method section 4): ground-truth boxes, disturbed, for the decoder to restore.
+"""Contrastive denoising queries: ground-truth boxes, disturbed, for the decoder to restore.
 
 The N slots hold `groups` groups; a group is M positives (boxes a little off) and then M negatives (boxes further off),
 one of each for every object, where M is the largest number of objects in the batch.
+
+Method: docs/method.md#denoising-queries.
 """
 
 import flax.linen as nn

@@ -1,4 +1,7 @@
-"""Vision-to-language distillation, VLD-M (paper section 3.4, method section 6): queries → VL-prompts."""
+"""Vision-to-language distillation, VLD-M (paper section 3.4): queries → VL-prompts.
+
+Method: docs/method.md#6-prompts-distiller.
+"""
 
 import flax.linen as nn
 import jax
@@ -7,8 +10,14 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from opendet_jax.config import ModelConfig
-from opendet_jax.model.layers import DeformableAttention, FeedForward, LayerNorm, reference_per_level
-from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
+from opendet_jax.model.layers import (
+    NUM_LEVELS,
+    DeformableAttention,
+    FeedForward,
+    LayerNorm,
+    Pyramid,
+    reference_per_level,
+)
 
 
 @struct.dataclass

@@ -1,4 +1,7 @@
-"""E_feat: B_feat after layers of deformable self-attention over all levels (method section 2)."""
+"""E_feat: B_feat after layers of deformable self-attention over all levels.
+
+Method: docs/method.md#2-backbone-neck-encoder.
+"""
 
 import dataclasses
 
@@ -9,10 +12,17 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from opendet_jax.config import ModelConfig
-from opendet_jax.model.layers import DeformableAttention, FeedForward, LayerNorm, reference_per_level
+from opendet_jax.model.layers import (
+    NUM_LEVELS,
+    DeformableAttention,
+    FeedForward,
+    LayerNorm,
+    Pyramid,
+    recomputed,
+    reference_per_level,
+    remat_policy,
+)
 from opendet_jax.model.neck import Features
-from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
-from opendet_jax.model.remat import recomputed, remat_policy
 
 
 @struct.dataclass

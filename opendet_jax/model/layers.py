@@ -1,23 +1,53 @@
-"""What several parts are made of: LayerNorm, MLP, feed-forward and the deformable-attention module.
+"""What several parts are made of: the feature pyramid as tokens, LayerNorm, MLP, feed-forward and the
+deformable-attention module; and layers that are computed again in the backward pass.
 
 Activations have a module's `dtype`; parameters are float32, and so is what decides where and how much is read
 (normalisation, softmax, sampling locations).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from opendet_jax.model.pyramid import Pyramid
+from opendet_jax.config import ModelConfig
 from opendet_jax.ops.deformable_attention import deformable_attention
 
-NORM_EPS = 1e-5  # LayerNorm and GroupNorm everywhere (method section 0)
+NUM_LEVELS = 4  # L: strides 8, 16, 32 and 64
+Remat = Literal["no", "nothing", "products"]  # whether layers are computed again, and what of them is kept
+NORM_EPS = 1e-5  # LayerNorm and GroupNorm everywhere (docs/method.md#conventions)
 xavier = nn.initializers.xavier_uniform()
+
+
+@struct.dataclass
+class Pyramid:
+    """Level 0 (the finest) first, each level row by row. Tokens that are not `valid` influence no valid one."""
+
+    tokens: Float[Array, "B S D"]
+    valid: Bool[Array, "B S"]  # True where the cell lies on the photograph
+    valid_ratios: Float[Array, "B L 2"]  # (w, h): the photograph's share of each padded level
+    level_shapes: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)  # (h, w) of each level
+
+
+def remat_policy(config: ModelConfig) -> Remat:
+    return config.remat_keeps if config.remat else "no"
+
+
+def recomputed(layer: type[nn.Module], remat: Remat, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
+    """`layer`, of which the backward pass has its input and, with "products", the results of its matrix products.
+
+    `static_argnums`: of its call, the module being number 0.
+    """
+    if remat == "no":
+        return layer
+    policy = jax.checkpoint_policies.dots_saveable if remat == "products" else None
+    return nn.remat(layer, policy=policy, static_argnums=static_argnums)
 
 
 class LayerNorm(nn.Module):
@@ -93,7 +123,7 @@ def offset_ring(num_heads: int, num_levels: int, num_points: int) -> np.ndarray:
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention of queries to a pyramid (method section 2).
+    """Multi-scale deformable attention of queries to a pyramid (docs/method.md#2-backbone-neck-encoder).
 
     Each query looks around a reference point r (location = r + Δ / (w_l, h_l)) or a reference box
     (location = centre + Δ / points · size / 2), given per level: see `reference_per_level`.

@@ -2,6 +2,8 @@
 
 Each adds scale · B·A, of rank r, to a large matrix that may itself be frozen. At the start one of A, B is zero, so
 training begins at the matrix as it is. Both factors are stored transposed, ready to be multiplied from the right.
+
+Method: docs/method.md#7-object-name-generator.
 """
 
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 class LoRAEmbedding(nn.Module):
-    """Token embedding E[i] + scale·(B·A)[:, i] (method section 7). `rank` 0 leaves the correction out."""
+    """Token embedding E[i] + scale·(B·A)[:, i]. `rank` 0 leaves the correction out."""
 
     vocab_size: int
     width: int
@@ -30,7 +32,7 @@ class LoRAEmbedding(nn.Module):
 
 
 class LoRAHead(nn.Module):
-    """Logits W·y + b + scale·(B·A)·y in float32 (method section 7). `rank` 0 leaves the correction out."""
+    """Logits W·y + b + scale·(B·A)·y in float32. `rank` 0 leaves the correction out."""
 
     vocab_size: int
     width: int

@@ -1,6 +1,8 @@
 """The Object Name Generator (paper section 3.5): a VL-prompt goes into T5 as its only input position, a name comes out.
 
 Letters: R rows (objects), T tokens of a name, K beams, E text width, V vocabulary.
+
+Method: docs/method.md#7-object-name-generator.
 """
 
 from typing import Any
@@ -28,7 +30,7 @@ class Names:
     scores: Float[Array, "R K"]  # mean log-probability, as beam_search.py has it
 
 
-def normalise(prompts: Float[Array, "R E"]) -> Float[Array, "R E"]:
+def normalise_prompts(prompts: Float[Array, "R E"]) -> Float[Array, "R E"]:
     """x / (|x| + 1e-6), as float32; |x| gets no gradient at 0, where it has none."""
     squares = jnp.square(prompts.astype(jnp.float32)).sum(-1, keepdims=True)
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
@@ -60,7 +62,7 @@ class NameGenerator(nn.Module):
         the same whatever rows it is computed with; None: keys of the stream "dropout".
         """
         real = tokens != START
-        prompts = normalise(jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0))
+        prompts = normalise_prompts(jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0))
         if deterministic:
             hidden = self._hidden(prompts, tokens, True)
         else:
@@ -122,7 +124,7 @@ class NameGenerator(nn.Module):
     def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
         """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens."""
         if self.config.normalise_prompts_at_inference:
-            prompts = normalise(prompts)
+            prompts = normalise_prompts(prompts)
         memory = self.t5.encode(prompts[:, None], True)
         decoding, cache = self.t5.start(memory, num_beams, max_new_tokens)
         t5, variables = self.t5.unbind()  # a pure function, as a loop needs it

@@ -1,4 +1,7 @@
-"""From the backbone's three maps to B_feat: four levels of width D, laid out as tokens, with their positions."""
+"""From the backbone's three maps to B_feat: four levels of width D, laid out as tokens, with their positions.
+
+Method: docs/method.md#2-backbone-neck-encoder.
+"""
 
 from collections.abc import Sequence
 
@@ -10,8 +13,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from opendet_jax.model.layers import NORM_EPS, xavier
-from opendet_jax.model.pyramid import NUM_LEVELS, Pyramid
+from opendet_jax.model.layers import NORM_EPS, NUM_LEVELS, Pyramid, xavier
 
 TEMPERATURE = 20.0
 NORM_GROUPS = 32

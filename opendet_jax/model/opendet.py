@@ -7,6 +7,8 @@
 
 Every stage is a module that takes and returns a small dataclass, defined beside it; their annotated fields say what
 flows. Letters are those of docs/architecture.md.
+
+Method: docs/method.md.
 """
 
 import flax.linen as nn
@@ -30,10 +32,10 @@ from opendet_jax.model.denoising import (
 )
 from opendet_jax.model.distiller import DirectPrompts, Distiller, Prompts
 from opendet_jax.model.encoder import Encoder, Memory
+from opendet_jax.model.layers import remat_policy
 from opendet_jax.model.name_generator import NameGenerator, Names
 from opendet_jax.model.neck import Features, Neck
 from opendet_jax.model.query_selection import Queries, QuerySelection
-from opendet_jax.model.remat import remat_policy
 from opendet_jax.model.swin import Swin
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, of ImageNet
@@ -69,7 +71,7 @@ class Training:
     prompts: Prompts  # [R, B, K, E] of the last R = min(2, A) layers
 
 
-def normalise(images: Images) -> Float[Array, "B H W 3"]:
+def normalise_pixels(images: Images) -> Float[Array, "B H W 3"]:
     """(x − mean) / std, and zero on the padding."""
     pixels = (jnp.asarray(images.pixels, jnp.float32) - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
     return jnp.where(jnp.asarray(images.mask)[..., None], pixels, 0.0)
@@ -95,7 +97,7 @@ class OpenDet(nn.Module):
 
     def detect(self, images: Images) -> Detected:
         """Where the objects are, and a VL-prompt for each, from which `generate` makes its names."""
-        return self.decode(*self.look(images, deterministic=True))
+        return self.decode(*self.encode(images, deterministic=True))
 
     def decode(self, features: Features, memory: Memory, queries: Queries) -> Detected:
         """The second half of `detect`, after `look`. Empty slots at the end of `queries` may be left out."""
@@ -106,7 +108,7 @@ class OpenDet(nn.Module):
 
     def detect_and_align(self, images: Images, texts: Float[Array, "B G E"]) -> tuple[Detected, Agreement]:
         """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
-        features, memory, queries = self.look(images, deterministic=True)
+        features, memory, queries = self.encode(images, deterministic=True)
         detected = self.decode(features, memory, queries)
         hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
         cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
@@ -114,7 +116,7 @@ class OpenDet(nn.Module):
 
     def __call__(self, images: Images, objects: Objects, randoms: DenoisingRandoms, deterministic: bool) -> Training:
         """The training pass. Losses: opendet_jax/losses. Random streams: "dropout", unless `deterministic`."""
-        features, memory, queries = self.look(images, deterministic)
+        features, memory, queries = self.encode(images, deterministic)
         denoising = self.denoising(objects, randoms)
         stop = jax.lax.stop_gradient  # the decoder does not teach the encoder through its queries
         decoded = self.decoder(
@@ -134,9 +136,9 @@ class OpenDet(nn.Module):
             prompts=self.distil(decoded, features, memory, deterministic),
         )
 
-    def look(self, images: Images, deterministic: bool) -> tuple[Features, Memory, Queries]:
+    def encode(self, images: Images, deterministic: bool) -> tuple[Features, Memory, Queries]:
         """B_feat, E_feat, and the tokens of E_feat that look like objects."""
-        maps = self.backbone(normalise(images), deterministic)
+        maps = self.backbone(normalise_pixels(images), deterministic)
         features = self.neck(maps, jnp.asarray(images.mask))
         memory = self.encoder(features)
         return features, memory, self.query_selection(memory)

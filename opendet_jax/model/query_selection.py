@@ -1,7 +1,9 @@
-"""Threshold-based query selection (Eq. 1, method section 3): the encoder tokens that look like objects become queries.
+"""Threshold-based query selection (Eq. 1): the encoder tokens that look like objects become queries.
 
 A variable number of tokens passes the threshold; the program is static, so Q slots are filled with the best tokens and
 `Queries.valid` says which slots are queries.
+
+Method: docs/method.md#3-query-selection.
 """
 
 from functools import partial
@@ -13,8 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.config import ModelConfig
-from opendet_jax.model.layers import MLP, LayerNorm, xavier
-from opendet_jax.model.pyramid import Pyramid
+from opendet_jax.model.layers import MLP, LayerNorm, Pyramid, xavier
 from opendet_jax.ops.boxes import logit
 from opendet_jax.ops.devices import on_each_device
 
@@ -83,7 +84,7 @@ def select_best(
 def fill_as_program(
     logits: Float[Array, "B S"], slots: int, threshold: float, minimum: int
 ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"]]:
-    """The selection of the authors' program (method section 12), where an image's rows depend on its batch.
+    """As the authors' program selects, where an image's rows depend on its batch: docs/method.md#12-paper-and-program.
 
     Every image gets max(minimum, the batch's largest count) tokens, at most `slots`: those that pass in raster order
     (by score where more than `slots` pass), then its lowest-scoring ones. Nothing passes anywhere: the best.

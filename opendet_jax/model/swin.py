@@ -2,6 +2,8 @@
 
 Modules are named as in the authors' checkpoints. Maps are [B, h, w, C]; any size works: maps are padded to whole
 windows (with zeros, after the norm) and to even sides before merging.
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 import math
@@ -15,8 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from opendet_jax.config import SwinConfig
-from opendet_jax.model.layers import LayerNorm
-from opendet_jax.model.remat import Remat, recomputed
+from opendet_jax.model.layers import LayerNorm, Remat, recomputed
 
 PATCH = 4  # pixels a side
 MASKED = -100.0  # added to the logits of pairs from different parts of the image

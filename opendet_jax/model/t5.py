@@ -4,6 +4,8 @@ Modules and parameters are named as in Hugging Face's T5, so that its weights ma
 scaled; norms are RMS norms before each layer; a bias by relative position, held by the first block, serves all blocks.
 
 Letters: R rows (objects), P encoder positions, T tokens, K beams, N generated tokens, H heads, E width, V vocabulary.
+
+Method: docs/method.md#7-object-name-generator.
 """
 
 import jax
@@ -85,7 +87,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "R T E"]:
         values = self._split(self.v(source))
         if source.shape[1] == 1 and not self.is_initializing():
-            # The softmax of a single number is 1: queries, keys and biases cannot matter (method section 7).
+            # The softmax of a single number is 1: queries, keys and biases cannot matter.
             if deterministic:
                 return jnp.broadcast_to(self.constant(source), x.shape)
             weights = jnp.ones((x.shape[0], self.config.num_heads, x.shape[1], 1), self.dtype)

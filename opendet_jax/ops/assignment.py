@@ -1,4 +1,7 @@
-"""Optimal assignment of queries to columns (objects, or copies of objects) under masks."""
+"""Optimal assignment of queries to columns (objects, or copies of objects) under masks.
+
+Method: docs/method.md#8-matching.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

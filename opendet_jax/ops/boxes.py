@@ -1,9 +1,10 @@
-"""Boxes: (cx, cy, w, h) ↔ (x0, y0, x1, y1), overlap, and the clamped logit of box coordinates."""
+"""Boxes: (cx, cy, w, h) ↔ (x0, y0, x1, y1), overlap, the clamped logit of box coordinates, and suppression."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
-OVERLAP_EPS = 1e-6  # method section 8: added to the denominators of IoU and GIoU
+OVERLAP_EPS = 1e-6  # docs/method.md#8-matching: added to the denominators of IoU and GIoU
 LOGIT_EPS = 1e-3
 
 
@@ -38,7 +39,7 @@ def _intersection_and_union(
 def iou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], eps: float = OVERLAP_EPS) -> Float[Array, "*n"]:
     """Intersection over union of corner boxes, broadcasting.
 
-    With eps = 0 (the rule of section 9) two empty boxes have IoU 0.
+    With eps = 0 (the rule of docs/method.md#9-masked-alignment-loss) two empty boxes have IoU 0.
     """
     intersection, union = _intersection_and_union(*jnp.broadcast_arrays(a, b))
     if eps:
@@ -53,3 +54,25 @@ def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*n
     hull_size = jnp.clip(jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2]), 0.0)
     hull = hull_size[..., 0] * hull_size[..., 1]
     return intersection / (union + OVERLAP_EPS) - (hull - union) / (hull + OVERLAP_EPS)
+
+
+def nms(
+    boxes: Float[Array, "Q 4"],
+    scores: Float[Array, "Q"],
+    valid: Bool[Array, "Q"],
+    iou_threshold: float | Float[Array, ""],
+) -> Bool[Array, "Q"]:
+    """True where a box (corners) is kept: no kept box of higher score overlaps it by more than the threshold.
+
+    Of equal scores the earlier box goes first. Boxes that are not valid neither stay nor suppress.
+    """
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    ranked = boxes[order]
+    overlaps = iou(ranked[:, None], ranked[None, :], eps=0.0) > iou_threshold
+    later = jnp.arange(len(boxes))
+
+    def suppress(i, keep):
+        return keep & ~(keep[i] & overlaps[i] & (later > i))
+
+    keep = lax.fori_loop(0, len(boxes), suppress, valid[order])
+    return jnp.zeros_like(valid).at[order].set(keep)

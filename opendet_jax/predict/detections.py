@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from opendet_jax.data.images import ImageLike, load_image
 from opendet_jax.drawing import draw
 from opendet_jax.inference import Found
-from opendet_jax.predict.images import ImageLike, load_image
 
 SHOWN = 8  # lines of a repr
 

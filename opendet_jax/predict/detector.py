@@ -10,16 +10,15 @@ import flax.linen as nn
 import numpy as np
 
 from opendet_jax.batch import Images
+from opendet_jax.checkpoints.restore import restore
 from opendet_jax.compilation import enable_cache
 from opendet_jax.config import Config, PredictConfig
-from opendet_jax.data.buckets import choose, fit
+from opendet_jax.data.images import ImageLike, load_image
 from opendet_jax.data.tokenizer import load_tokenizer
-from opendet_jax.data.transforms import evaluation_geometry, pad, transform_pixels
+from opendet_jax.data.transforms import choose, evaluation_geometry, fit, pad, transform_pixels
 from opendet_jax.inference import Inference, Selection
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.predict.detections import Detections
-from opendet_jax.predict.images import ImageLike, load_image
-from opendet_jax.train.checkpoint import restore
 
 _DEFAULTS = PredictConfig()
 

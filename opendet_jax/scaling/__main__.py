@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 
 from opendet_jax.config import Config, MeshConfig
-from opendet_jax.config_files import config_from_arguments
+from opendet_jax.config_files import config_from_arguments, validate
 from opendet_jax.errors import InputError
 from opendet_jax.files import write_json
+from opendet_jax.parallel.mesh import AXES, batch_shards, check_batch, make_mesh
 from opendet_jax.scaling.machines import MACHINES, describe
+from opendet_jax.scaling.point import lines, measure, refused
 from opendet_jax.scaling.program import TooLargeError, compile_step
-from opendet_jax.scaling.report import lines, measure, refused
-from opendet_jax.train.mesh import AXES, batch_shards, check_batch, make_mesh
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def point(arguments: argparse.Namespace, config: Config) -> dict:
     mesh = make_mesh(mesh_config(arguments.mesh), devices)
     batch = arguments.images * batch_shards(mesh)
     config = replace(config, data=replace(config.data, batch_size=batch))
-    config.validate()
+    validate(config)
     check_batch(config, mesh)
     try:
         program = compile_step(config, mesh, machine.compiler_options)

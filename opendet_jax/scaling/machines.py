@@ -1,8 +1,10 @@
-"""The machines that programs are compiled for, with the rates that their makers publish."""
+"""The machines that programs are compiled for, with the rates that their makers publish, and the times that no step can
+beat at these rates: for what it must compute, move and send.
+"""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jax.experimental import topologies
@@ -10,39 +12,7 @@ from jax.experimental import topologies
 from opendet_jax.errors import InputError
 
 GIB = 2.0**30
-
-
-class TopologyError(InputError):
-    """A topology that no compiler here can describe."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Of one device. Rates are the highest that its maker states, so that times from them are bounds."""
-
-    name: str
-    platform: str
-    flops: float  # a second, bfloat16 with float32 sums
-    memory: float  # bytes
-    memory_rate: float  # bytes a second
-    link_rate: float  # bytes a second that it can send to other devices of its slice or node
-    source: str
-    compiler_options: dict[str, Any] = field(default_factory=dict)
-
-
 TPU, GPU = "cloud.google.com/tpu/docs", "nvidia.com/en-us/data-center/h100"
-MACHINES = {
-    machine.name: machine
-    for machine in (
-        Machine("v4", "tpu", 275e12, 32 * GIB, 1228e9, 300e9, TPU),
-        Machine("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, TPU),
-        Machine("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, TPU),
-        Machine("v6e", "tpu", 918e12, 32 * GIB, 1640e9, 448e9, TPU),
-        # Triton's products need a GPU to choose their tiles by trial; without one XLA finds none for some shapes.
-        Machine("h100", "cuda", 989e12, 80e9, 3352e9, 450e9, GPU, {"xla_gpu_enable_triton_gemm": False}),
-    )
-}
-
 # What XLA wants to know of an H100 (SXM5, 80 GB), as protocol buffer text.
 H100 = """
 platform_name: "CUDA"
@@ -71,6 +41,37 @@ gpu_device_info {
 """
 
 
+class TopologyError(InputError):
+    """A topology that no compiler here can describe."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of one device. Rates are the highest that its maker states, so that times from them are bounds."""
+
+    name: str
+    platform: str
+    flops: float  # a second, bfloat16 with float32 sums
+    memory: float  # bytes
+    memory_rate: float  # bytes a second
+    link_rate: float  # bytes a second that it can send to other devices of its slice or node
+    source: str
+    compiler_options: dict[str, Any] = field(default_factory=dict)
+
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine("v4", "tpu", 275e12, 32 * GIB, 1228e9, 300e9, TPU),
+        Machine("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, TPU),
+        Machine("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, TPU),
+        Machine("v6e", "tpu", 918e12, 32 * GIB, 1640e9, 448e9, TPU),
+        # Triton's products need a GPU to choose their tiles by trial; without one XLA finds none for some shapes.
+        Machine("h100", "cuda", 989e12, 80e9, 3352e9, 450e9, GPU, {"xla_gpu_enable_triton_gemm": False}),
+    )
+}
+
+
 def describe(topology: str) -> tuple[Machine, Sequence[Any]]:
     """The machine and the devices of "v5e:4x4" (a slice of TPUs), "h100:8" (GPUs of one node).
 
@@ -92,3 +93,42 @@ def describe(topology: str) -> tuple[Machine, Sequence[Any]]:
         reason = str(error).strip().partition("\n")[0]
         raise TopologyError(f"--topology={topology}: {reason}; `make .venv-compile/done` has the compilers") from error
     return machine, found.devices
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Seconds of a step on each device, each alone as if the others took no time."""
+
+    compute: float  # floating-point operations at the bfloat16 peak
+    memory: float  # parameters and optimizer state read once and written once
+    communication: float  # what a ring must send of every collective
+
+    @property
+    def step(self) -> float:
+        """No step is shorter: the longest of the three, as if they overlapped perfectly."""
+        return max(self.compute, self.memory, self.communication)
+
+    @property
+    def limit(self) -> str:
+        """Which of the three it is."""
+        return max(asdict(self), key=lambda name: getattr(self, name))
+
+    @property
+    def communication_share(self) -> float:
+        """Of a step in which nothing overlaps."""
+        return self.communication / (self.compute + self.memory + self.communication)
+
+    def report(self, images: int) -> dict[str, Any]:
+        """Of a batch of `images`."""
+        return {
+            **{f"{name}_seconds": seconds for name, seconds in asdict(self).items()},
+            "step_seconds": self.step,
+            "image_seconds": self.step / images,
+            "limit": self.limit,
+            "communication_share": self.communication_share,
+        }
+
+
+def bound(machine: Machine, flops: float, state_bytes: int, bytes_sent: float) -> Bound:
+    """Operations that are not counted (in kernels, in the rounds of a loop after the first) only make a step longer."""
+    return Bound(flops / machine.flops, 2 * state_bytes / machine.memory_rate, bytes_sent / machine.link_rate)

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
 
 from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
 from opendet_jax.model.opendet import OpenDet
-from opendet_jax.scaling.operations import products
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.state import abstract_state
 from opendet_jax.train.step import jit_step, make_train_step
+from opendet_jax.train.train_state import abstract_state
 
 
 class TooLargeError(InputError):
@@ -105,3 +105,42 @@ def compile_step(config: Config, mesh: Mesh, compiler_options: dict[str, Any] | 
             raise TooLargeError(f"does not fit: {used[0] if used else str(error)[:300]}", needed) from error
     seconds = time.perf_counter() - start
     return Program(compiled, products(traced.jaxpr) / mesh.size, state, seconds)
+
+
+def products(program: Jaxpr | ClosedJaxpr) -> int:
+    """Of matrix products and convolutions on all devices together, a multiplication and an addition each.
+
+    As XLA counts, none in kernels, which may skip what they need not compute, and one round of a loop whose number of
+    rounds is not known. Of a choice the larger branch; what is computed again in the backward pass counts again.
+    """
+    traced = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    return sum(_of(equation) for equation in traced.eqns)
+
+
+def _of(equation: JaxprEqn) -> int:
+    name, given = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = given["dimension_numbers"]
+        left = _shape(equation.invars[0])
+        return 2 * _size(equation.outvars[0]) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        out_channels = _shape(equation.invars[1])[given["dimension_numbers"].rhs_spec[0]]
+        return 2 * _size(equation.outvars[0]) * _size(equation.invars[1]) // out_channels
+    if name == "pallas_call":
+        return 0
+    inner = [products(body) for body in jaxprs_in_params(given)]
+    if name == "cond":
+        return max(inner)
+    if name == "scan":
+        return given["length"] * sum(inner)
+    if name == "shard_map":
+        return math.prod(given["mesh"].shape[axis] for axis in given["newly_manual_axes"]) * sum(inner)
+    return sum(inner)
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    return array.aval.shape
+
+
+def _size(array: Any) -> int:
+    return math.prod(_shape(array))

@@ -1,12 +1,17 @@
-"""What a run measures, on disk: one json object a logged step or evaluation, and the same numbers for TensorBoard."""
+"""What a run measures: one json object a logged step or evaluation, the same numbers for TensorBoard, and the loss
+curves as a picture.
+"""
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from absl import logging
+from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from opendet_jax.errors import InputError
@@ -106,3 +111,36 @@ def best_step(workdir: Path, metric: str, steps: list[int]) -> int | None:
     rows = read_metrics(path) if path.exists() else []
     scores = [(row[metric], row["step"]) for row in rows if metric in row and row["step"] in steps]
     return int(max(scores)[1]) if scores else None
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Reads metrics.jsonl and writes a png. Logarithmic in the loss, so that the fall of small terms shows too.
+
+    A term that is never above zero has no panel.
+    """
+    rows = read_metrics(metrics)
+    steps = [row["step"] for row in rows]
+    panels: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name != "step" and any(row.get(name, 0) > 0 for row in rows):
+            panels[name.split("/")[0]].append(name)
+    if not panels:
+        return
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (term, names) in zip(axes.flat, panels.items(), strict=False):
+        colours = matplotlib.colormaps["viridis"].resampled(len(names))
+        for index, name in enumerate(names):
+            label = name.partition("/")[2] or None
+            axis.plot(steps, [row.get(name, float("nan")) for row in rows], label=label, color=colours(index), lw=1)
+        axis.set_title(term.replace("_", " "))
+        axis.set_xlabel("step")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize=5, ncols=3, title_fontsize=5)
+    figure.savefig(picture, dpi=110)

@@ -1,7 +1,9 @@
-"""AdamW with one learning rate for each part of the model, and parameters that stay frozen (section 11 of the method).
+"""AdamW with one learning rate for each part of the model, and parameters that stay frozen.
 
 A frozen parameter gets no update and no weight decay, its Adam moments do not move, and its gradient does not count in
 the clipping norm.
+
+Method: docs/method.md#11-total-loss-and-optimizer.
 """
 
 from typing import Any, NamedTuple

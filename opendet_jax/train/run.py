@@ -1,6 +1,7 @@
 """A training run at work: what it holds, and what can be done with it. loop.py does it in order."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,36 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from opendet_jax.config import Config
+from opendet_jax.checkpoints.same_config import CheckpointError
+from opendet_jax.config import Config, TrainConfig
+from opendet_jax.config_files import config_hash
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.errors import InputError
-from opendet_jax.evaluate.loop import evaluate
-from opendet_jax.evaluate.naming import load_naming
+from opendet_jax.evaluate.loop import evaluate, load_naming
 from opendet_jax.files import write_json
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import OpenDet, init_params
-from opendet_jax.processes import first_process_first, is_first
+from opendet_jax.parallel.mesh import (
+    check_batch,
+    describe_mesh,
+    local_copy,
+    local_mesh,
+    make_mesh,
+    own_rows,
+    place_batch,
+)
+from opendet_jax.parallel.processes import first_process_first, is_first
+from opendet_jax.parallel.sharding import partition
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
-from opendet_jax.train.mesh import check_batch, describe_mesh, local_copy, local_mesh, make_mesh, own_rows, place_batch
 from opendet_jax.train.metrics import MetricsLog, best_step
 from opendet_jax.train.optimizer import describe_rates, make_optimizer
-from opendet_jax.train.retention import retention
-from opendet_jax.train.same_config import CheckpointError
-from opendet_jax.train.sharding import partition
-from opendet_jax.train.state import TrainState, abstract_state, fresh_state
+from opendet_jax.train.replay import replayed_steps
 from opendet_jax.train.step import jit_step, make_train_step
+from opendet_jax.train.train_state import TrainState, abstract_state, fresh_state
 from opendet_jax.weights.init import describe, initialise
 
 
@@ -40,6 +49,16 @@ def initial_state(model: OpenDet, optimizer, config: Config, mesh: Mesh) -> Trai
     where = partition(abstract_state(model, optimizer, config, mesh), mesh)
     fresh = partial(fresh_state, optimizer=optimizer, config=config)
     return jax.jit(fresh, out_shardings=where)(jax.device_get(params))
+
+
+def retention(workdir: Path, config: TrainConfig) -> Callable[[list[int]], set[int]]:
+    """Which checkpoints stay: the newest, the best by `train.keep_best`, and those that a replay file refers to."""
+
+    def kept(steps: list[int]) -> set[int]:
+        best = best_step(workdir, config.keep_best, steps) if config.keep_best else None
+        return {*steps[-config.keep_checkpoints :], *replayed_steps(workdir), *([] if best is None else [best])}
+
+    return kept
 
 
 class Run:
@@ -83,7 +102,7 @@ class Run:
             write_json(workdir / "config.json", config.to_dict())
             self._log = MetricsLog(workdir, self.first)
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
-        self._say(f"{config.name} ({config.hash()}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
+        self._say(f"{config.name} ({config_hash(config)}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
         self._bar = tqdm(
             total=config.train.steps, initial=self.first, unit="step", dynamic_ncols=True, mininterval=1.0,

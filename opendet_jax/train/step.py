@@ -1,4 +1,8 @@
-"""One optimizer step, pure: (state, batch) → (state, loss terms)."""
+"""One optimizer step, pure: (state, batch) → (state, loss terms). A batch that is too large for the memory goes through
+it part after part.
+
+Method: docs/method.md#11-total-loss-and-optimizer.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,17 +21,17 @@ from opendet_jax.losses.naming import draw_text_noise
 from opendet_jax.losses.total import training_losses
 from opendet_jax.model.denoising import denoising_slots, draw_randoms
 from opendet_jax.model.opendet import OpenDet
-from opendet_jax.train.accumulate import accumulated
+from opendet_jax.parallel.mesh import by_example, replicated
+from opendet_jax.parallel.sharding import gathered, partition, stored
 from opendet_jax.train.finite import keep_finite
-from opendet_jax.train.mesh import by_example, replicated
-from opendet_jax.train.sharding import gathered, partition, stored
-from opendet_jax.train.state import TrainState
+from opendet_jax.train.train_state import TrainState
 
+Gradients = Callable[[Any, Batch, Any], tuple[dict[str, Any], Any]]  # (params, batch, key) → (loss terms, gradients)
 Terms = dict[str, Float[Array, ""]]
 
 
 def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[Array, ""], Terms]]:
-    """(params, batch, key) → (total, loss terms): forward pass, matching, every loss of section 11."""
+    """(params, batch, key) → (total, loss terms): forward pass, matching, every loss."""
 
     def loss(params, batch: Batch, key) -> tuple[Float[Array, ""], Terms]:
         box_key, text_key, dropout_key, naming_key = jax.random.split(key, 4)
@@ -112,3 +116,39 @@ def jit_step(step: Callable[[TrainState, Batch], tuple[TrainState, Terms]], stat
         out_shardings=(where, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def accumulated(gradients: Gradients, parts: int) -> Gradients:
+    """`gradients` of a batch cut into `parts` equal ones: the memory of one, and a sum of all.
+
+    A part weighs as much as it has objects (at least one), so that what is a sum over objects divided by their number
+    is so over the whole batch. What is divided by something else (matched pairs, images with objects, groups of
+    denoising queries) is so within a part. Each part has randomness of its own.
+    """
+    if parts == 1:
+        return gradients
+
+    def of_all(params, batch: Batch, key) -> tuple[dict[str, Any], Any]:
+        objects = _by_part(batch.objects.valid, parts).sum((0, 2))
+        weights = jnp.maximum(objects, 1) / jnp.maximum(objects.sum(), 1)
+
+        def one(number):
+            part = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(_by_part(x, parts), number, axis=1, keepdims=False), batch
+            )
+            found = gradients(params, part, jax.random.fold_in(key, number))
+            return jax.tree.map(lambda x: weights[number] * x, found)
+
+        def add(number, sums):
+            return jax.tree.map(jnp.add, sums, one(number))
+
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
+        return jax.lax.fori_loop(0, parts, add, nothing)
+
+    return of_all
+
+
+def _by_part(x: Any, parts: int) -> jax.Array:
+    """[B, …] → [B / parts, parts, …]. Every parts-th image goes to the same part: where B is split over devices, each
+    keeps its own images."""
+    return jnp.asarray(x).reshape(-1, parts, *x.shape[1:])

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from opendet_jax import intact
+from opendet_jax.checkpoints import folder as folders
+from opendet_jax.checkpoints import intact
+from opendet_jax.errors import WeightsError
 from opendet_jax.files import replacing
-from opendet_jax.weights import folder as folders
 from opendet_jax.weights.convert import LICENCES, convert, export, merged
 from opendet_jax.weights.embed_names import TOKENIZER, embed_names, load_text_encoder, read_names
-from opendet_jax.weights.rules import WeightsError, flat
+from opendet_jax.weights.rules import flat
 from opendet_jax.weights.source import TOKENIZER_FILES, Source, checksum, read_source
 
 

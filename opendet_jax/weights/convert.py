@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opendet_jax.checkpoints.folder import Converted
 from opendet_jax.config import Config, SwinConfig, T5Config
+from opendet_jax.errors import WeightsError
 from opendet_jax.model.clip_text import clip_text_shapes
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.model.swin import Swin
 from opendet_jax.model.t5 import T5
-from opendet_jax.weights import clip, swin, t5
-from opendet_jax.weights.folder import Converted
-from opendet_jax.weights.opendet import GENERATOR, OPENDET_RULES
-from opendet_jax.weights.rules import Rules, Shape, WeightsError, shapes_of
+from opendet_jax.weights.backbone import AUTHORS_SWIN_RULES, SWIN_RULES, hugging_face_rules
+from opendet_jax.weights.open_det import GENERATOR, OPENDET_RULES
+from opendet_jax.weights.rules import Rules, Shape, shapes_of
 from opendet_jax.weights.sizes import clip_sizes, swin_sizes, t5_sizes
 from opendet_jax.weights.source import Source
+from opendet_jax.weights.text import CLIP_RULES, T5_RULES
 
 KINDS = ("opendet", "swin", "t5", "clip")
 # What is known of the published files; a model card beside the weights has precedence.
@@ -51,7 +53,7 @@ def _opendet(source: Source, tokenizer: str) -> Converted:
 
 
 def opendet_config(shapes: Mapping[str, Shape], tokenizer: str = "") -> Config:
-    """The Config of one of the authors' checkpoints: its sizes, and erf GELU in T5 (method section 12)."""
+    """An authors' checkpoint's Config: its sizes, and erf GELU in T5 (docs/method.md#12-paper-and-program)."""
     if not any(name.startswith("detr.") for name in shapes):
         some = ", ".join(list(shapes)[:3])
         raise WeightsError(
@@ -76,9 +78,9 @@ def swin_shapes(config: SwinConfig) -> dict[str, Shape]:
 def _swin(source: Source) -> Converted:
     config = swin_sizes(_shapes(source.state))
     if "patch_embed.proj.weight" in source.state:
-        rules = swin.AUTHORS
+        rules = AUTHORS_SWIN_RULES
     else:
-        rules = swin.hugging_face_rules("swin." if "swin.embeddings.norm.weight" in source.state else "")
+        rules = hugging_face_rules("swin." if "swin.embeddings.norm.weight" in source.state else "")
     wanted = swin_shapes(config)
     state = dict(source.state)
     if not any(rules.place(name).path == "norm1/scale" for name in state if _known(rules, name)):
@@ -117,21 +119,21 @@ def _t5(source: Source) -> Converted:
         # Head and embedding are one matrix; the first T5 scales what enters the head by d^-½, here part of the head.
         scaled = source.config.get("scale_decoder_outputs", source.config.get("tie_word_embeddings", True) is not False)
         state["lm_head.weight"] = state["shared.weight"] * np.float32(width**-0.5 if scaled else 1.0)
-    params = t5.HUGGING_FACE.to_ours(state, t5_shapes(config, width))
+    params = T5_RULES.to_ours(state, t5_shapes(config, width))
     return Converted("t5", {**asdict(config), "text_width": width}, params)
 
 
 def _clip(source: Source) -> Converted:
     config = clip_sizes(_shapes(source.state), source.config)
     wanted = shapes_of(clip_text_shapes(config))
-    return Converted("clip", asdict(config), clip.HUGGING_FACE.to_ours(source.state, wanted))
+    return Converted("clip", asdict(config), CLIP_RULES.to_ours(source.state, wanted))
 
 
 LAYOUTS = {
     "opendet": OPENDET_RULES,  # every name that an output depends on, shared tensors under all their names
-    "swin": swin.AUTHORS,
-    "swin_hugging_face": swin.HUGGING_FACE,
-    "t5": t5.HUGGING_FACE,
+    "swin": AUTHORS_SWIN_RULES,
+    "swin_hugging_face": SWIN_RULES,
+    "t5": T5_RULES,
 }
 
 

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Float32, Int
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from opendet_jax.checkpoints.folder import load
 from opendet_jax.config import CLIPTextConfig
+from opendet_jax.errors import WeightsError
 from opendet_jax.files import write_json
 from opendet_jax.model.clip_text import CLIPText
-from opendet_jax.weights.folder import load
-from opendet_jax.weights.rules import WeightsError
 
 TOKENIZER = "tokenizer"  # folder beside the weights
 BATCH = 64

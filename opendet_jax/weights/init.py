@@ -8,9 +8,10 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
+from opendet_jax.checkpoints.folder import load
 from opendet_jax.config import Config
-from opendet_jax.weights.folder import load
-from opendet_jax.weights.rules import WeightsError, flat, nested
+from opendet_jax.errors import WeightsError
+from opendet_jax.weights.rules import flat, nested
 
 # Fields of ModelConfig that may differ from those of the weights: of training, of selection, or of parts that are new.
 FREE = {

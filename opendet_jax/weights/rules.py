@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from opendet_jax.errors import InputError
+from opendet_jax.errors import WeightsError
 
 Shape = tuple[int, ...]
 LISTED = 40  # names in an error message, of each kind
-
-
-class WeightsError(InputError):
-    """A file of weights that cannot be used; the message names it and everything in it that does not fit."""
 
 
 class Layout(NamedTuple):
@@ -208,3 +204,29 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def shapes_of(params: Mapping[str, Any]) -> dict[str, Shape]:
     """The `wanted` of `Rules.to_ours`: path → shape of every parameter of a (possibly abstract) tree."""
     return {path: tuple(leaf.shape) for path, leaf in flat(params).items()}
+
+
+def dense(name: str, path: str) -> tuple[Rule, ...]:
+    return Rule(f"{name}.weight", f"{path}/kernel", LINEAR), Rule(f"{name}.bias", f"{path}/bias")
+
+
+def convolution(name: str, path: str) -> tuple[Rule, ...]:
+    return Rule(f"{name}.weight", f"{path}/kernel", CONV), Rule(f"{name}.bias", f"{path}/bias")
+
+
+def norm(name: str, path: str) -> tuple[Rule, ...]:
+    return Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias")
+
+
+def self_attention(name: str, path: str) -> tuple[Rule, ...]:
+    """Query, key and value projections are packed, in this order, into one."""
+    return (
+        Rule(f"{name}.in_proj_weight", f"{path}/in_proj/kernel", LINEAR),
+        Rule(f"{name}.in_proj_bias", f"{path}/in_proj/bias"),
+        *dense(f"{name}.out_proj", f"{path}/out_proj"),
+    )
+
+
+def deformable_attention(name: str, path: str) -> tuple[Rule, ...]:
+    parts = ("value_proj", "sampling_offsets", "attention_weights", "output_proj")
+    return tuple(rule for part in parts for rule in dense(f"{name}.{part}", f"{path}/{part}"))

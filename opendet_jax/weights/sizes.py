@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from opendet_jax.config import CLIPTextConfig, SwinConfig, T5Config
-from opendet_jax.weights.rules import Shape, WeightsError
+from opendet_jax.errors import WeightsError
+from opendet_jax.weights.rules import Shape
 
 STACKS = ("encoder", "decoder")
 

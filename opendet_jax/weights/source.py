@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from opendet_jax.weights.rules import WeightsError
+from opendet_jax.errors import WeightsError
 
 PICKLES = (".pth", ".pt", ".bin")
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of Hugging Face's, in this order of preference

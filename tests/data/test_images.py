@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opendet_jax.data.formats.records import Record
 from opendet_jax.data.images import ImageError, open_record, read_image
-from opendet_jax.data.records import Record
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -11,11 +11,10 @@ from absl import logging
 from PIL import Image
 
 from opendet_jax.config import DataConfig
+from opendet_jax.data.formats.json_source import AnnotationError, read_json
 from opendet_jax.data.images import ImageError
-from opendet_jax.data.json_source import AnnotationError, read_json
-from opendet_jax.data.mixture import Mixture
 from opendet_jax.data.pipeline import evaluation_batches, training_stream
-from opendet_jax.data.plan import steps_per_epoch
+from opendet_jax.data.plan import Mixture, steps_per_epoch
 from opendet_jax.data.text_embeddings import EmbeddingError, HashedEmbedder, TableEmbedder
 from opendet_jax.data.tokenizer import load_tokenizer
 from tests.data.names import decode_names

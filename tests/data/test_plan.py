@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import DataConfig
-from opendet_jax.data.mixture import Mixture
-from opendet_jax.data.plan import plan_epoch, steps_per_epoch
-from opendet_jax.data.records import Dataset, Record
+from opendet_jax.data.formats.records import Dataset, Record
+from opendet_jax.data.plan import Mixture, plan_epoch, steps_per_epoch
 
 CONFIG = DataConfig(
     batch_size=3,

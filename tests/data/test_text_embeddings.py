@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import DataConfig
-from opendet_jax.data.json_source import read_json
+from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.scene_drawing import KINDS
 from opendet_jax.data.text_embeddings import EmbeddingError, HashedEmbedder, TableEmbedder, make_embedder
 

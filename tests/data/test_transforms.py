@@ -1,4 +1,4 @@
-"""Boxes stay on their objects, and sizes are those of method section 1."""
+"""Boxes stay on their objects, and sizes are those of docs/method.md#1-image."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import DataConfig
-from opendet_jax.data.buckets import choose, fit
-from opendet_jax.data.records import Record
+from opendet_jax.data.formats.records import Record
 from opendet_jax.data.transforms import (
     Geometry,
+    choose,
     evaluation_geometry,
+    fit,
     pad,
     resized,
     training_geometry,

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import opendet_jax
+from opendet_jax.checkpoints.folder import Converted, save
+from opendet_jax.checkpoints.restore import restore
 from opendet_jax.config import Config, ConfigError
 from opendet_jax.config_files import config_from_arguments
-from opendet_jax.evaluate.run import evaluate_checkpoint
+from opendet_jax.evaluate.loop import evaluate_checkpoint
 from opendet_jax.model.opendet import OpenDet, init_params
-from opendet_jax.train.checkpoint import restore
-from opendet_jax.train.loop import train
-from opendet_jax.weights.folder import Converted, save
+from opendet_jax.train.training_loop import train
 from opendet_jax.weights.init import initialise
 from tests.golden.parameters import shipped
 from tests.model.conftest import TINY

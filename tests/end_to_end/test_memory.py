@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from configs.swin_t import get_config
 from benchmarks.comparison import peak_memory
+from opendet_jax.config_files import parse_config
 from opendet_jax.batch import Images
 from opendet_jax.config import Config
 from opendet_jax.inference import Inference, Selection
@@ -18,7 +19,7 @@ from opendet_jax.model.opendet import OpenDet, init_params
 
 values = get_config()
 values.model.min_queries = values.model.max_queries
-config = Config.from_dict(values)
+config = parse_config(values)
 model = OpenDet(config.model)
 params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
 pixels = np.random.default_rng(0).integers(0, 256, (1, 800, 1344, 3), np.uint8)

@@ -14,12 +14,14 @@ import pytest
 from PIL import Image
 
 import opendet_jax
+from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config import Config
-from opendet_jax.data.json_source import AnnotationError
-from opendet_jax.evaluate.run import evaluate_checkpoint
-from opendet_jax.train.checkpoint import CheckpointError, restore
+from opendet_jax.config_files import parse_config
+from opendet_jax.data.formats.json_source import AnnotationError
+from opendet_jax.evaluate.loop import evaluate_checkpoint
 from opendet_jax.train.finite import NonFiniteError
-from opendet_jax.train.loop import train
+from opendet_jax.train.training_loop import train
 from tests.golden.parameters import shipped
 from tests.model.conftest import TINY
 
@@ -74,7 +76,7 @@ def test_training_leaves_what_was_promised(trained, config):
         assert terms | {"alignment/layer_1", "distillation/denoising_4"} <= set(row)
         assert all(math.isfinite(value) for value in row.values())
     assert any(len(repr(value)) > 12 for value in rows[0].values()), "full precision"
-    assert Config.from_dict(json.loads((trained / "config.json").read_text())) == config
+    assert parse_config(json.loads((trained / "config.json").read_text())) == config
     assert {path.name for path in (trained / "checkpoints").iterdir() if path.name.isdigit()} == {"2", "4"}
     assert list((trained / "tensorboard").glob("events*"))
     assert width_of(trained / "curves.png") > 500
@@ -186,7 +188,7 @@ def test_no_objects_to_train_on(config, tmp_path):
     empty = {"images": [], "annotations": [], "categories": []}
     (tmp_path / "empty.json").write_text(json.dumps(empty))
     paths = {"annotations": str(tmp_path / "empty.json"), "images": str(tmp_path)}
-    data = Config.from_dict({"data": {"source": "json", "train": paths, "eval": paths}}).data
+    data = parse_config({"data": {"source": "json", "train": paths, "eval": paths}}).data
     data = replace(config.data, source="json", train=data.train, eval=data.eval)
     with pytest.raises(AnnotationError, match="no image has an object to train on"):
         train(replace(config, data=data), tmp_path / "run")

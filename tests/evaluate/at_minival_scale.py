@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image
 
 from opendet_jax.config import Config, DataConfig, EvalConfig
-from opendet_jax.data.json_source import read_json
-from opendet_jax.evaluate.loop import evaluate
-from opendet_jax.evaluate.naming import Naming
-from opendet_jax.evaluate.text_encoder import REMEMBERED, RememberingEncoder
-from opendet_jax.evaluate.text_mapping import TextEncoderMapping
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.evaluate.loop import Naming, evaluate
+from opendet_jax.evaluate.name_mapping import TextEncoderMapping
+from opendet_jax.evaluate.name_similarity import REMEMBERED, RememberingEncoder
 from opendet_jax.inference import Found, Inference
 
 CLASSES, QUERIES, WORDS, WIDTH, SIDE = 1203, 900, 400, 768, 64

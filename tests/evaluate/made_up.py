@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from opendet_jax.evaluate.detections import Detections
 from opendet_jax.evaluate.evaluator import Evaluation, Evaluator, Protocol
+from opendet_jax.evaluate.results import ScoredBoxes
 
 
-def as_detections(results: Sequence[Mapping[str, Any]]) -> Detections:
-    return Detections(
+def as_detections(results: Sequence[Mapping[str, Any]]) -> ScoredBoxes:
+    return ScoredBoxes(
         np.array([result["category_id"] for result in results], np.int64),
         np.array([result["bbox"] for result in results], np.float64).reshape(-1, 4),
         np.array([result["score"] for result in results], np.float64),

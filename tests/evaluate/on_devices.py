@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from opendet_jax.config import Config, DataConfig, EvalConfig
-from opendet_jax.data.json_source import read_json
+from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.text_embeddings import HashedEmbedder
 from opendet_jax.evaluate.alignment import analyse
 from opendet_jax.evaluate.loop import evaluate

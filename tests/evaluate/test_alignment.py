@@ -13,18 +13,17 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from opendet_jax.config import Config, DataConfig, EvalConfig, ModelConfig
-from opendet_jax.data.json_source import read_json
-from opendet_jax.data.records import Dataset
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.data.formats.records import Dataset
 from opendet_jax.data.text_embeddings import EmbeddingError, HashedEmbedder
 from opendet_jax.evaluate.alignment import Alignment, analyse
-from opendet_jax.evaluate.alignment_figure import draw_alignment
 from opendet_jax.evaluate.loop import evaluate
-from opendet_jax.evaluate.name_similarity import EmbeddedNames, EncodedNames, name_texts
-from opendet_jax.evaluate.text_encoder import RememberingEncoder
+from opendet_jax.evaluate.name_similarity import EmbeddedNames, EncodedNames, RememberingEncoder, name_texts
+from opendet_jax.evaluate.pictures import draw_alignment
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import Agreement
 from opendet_jax.ops.boxes import to_centres
-from tests.stand_ins import looked
+from tests.stand_ins import encoded
 
 E = 16
 CONFIG = Config(
@@ -59,9 +58,9 @@ def detected(batch: int) -> SimpleNamespace:
 class Scripted(nn.Module):
     """S is three times the cosine."""
 
-    def look(self, images, deterministic):
+    def encode(self, images, deterministic):
         found = detected(len(images.pixels))
-        return looked(found.decoded.boxes[-1], found.decoded.objectness[-1], found.queries.valid)
+        return encoded(found.decoded.boxes[-1], found.decoded.objectness[-1], found.queries.valid)
 
     def decode(self, features, memory, queries):
         return detected(len(queries.valid))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from opendet_jax.config import Config, DataConfig, EvalConfig, PredictConfig
-from opendet_jax.data.json_source import read_json
+from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.pipeline import evaluation_batches
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.loop import evaluate, table

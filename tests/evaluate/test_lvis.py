@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from opendet_jax.evaluate.lvis import LvisProtocols
-from opendet_jax.evaluate.outcomes import BestOfEachClass, Outcomes, Uncounted
+from opendet_jax.evaluate.average_precision import BestOfEachClass, Outcomes, Uncounted
+from opendet_jax.evaluate.protocols import LvisProtocols
 from tests.evaluate.made_up import (
     detections_like,
     evaluate,

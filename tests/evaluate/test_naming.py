@@ -10,17 +10,16 @@ import pytest
 from PIL import Image
 
 from opendet_jax.config import Config, ConfigError, DataConfig, EvalConfig
-from opendet_jax.data.json_source import read_json
-from opendet_jax.data.records import Dataset
+from opendet_jax.config_files import validate
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.data.formats.records import Dataset
+from opendet_jax.errors import WeightsError
 from opendet_jax.evaluate import loop
-from opendet_jax.evaluate.loop import evaluate
-from opendet_jax.evaluate.name_mapping import ExactMapping
+from opendet_jax.evaluate.loop import Naming, evaluate, load_naming
+from opendet_jax.evaluate.name_mapping import ExactMapping, TextEncoderMapping
 from opendet_jax.evaluate.name_similarity import EmbeddedNames
-from opendet_jax.evaluate.naming import Naming, load_naming
 from opendet_jax.evaluate.results import ImageResults
-from opendet_jax.evaluate.text_mapping import TextEncoderMapping
 from opendet_jax.inference import Found, Inference
-from opendet_jax.weights.rules import WeightsError
 
 CLASSES = 20
 CONFIG = Config(
@@ -66,10 +65,10 @@ def test_a_missing_encoder_is_an_error_at_once(dataset, fields):
 
 def test_the_config_asks_for_an_encoder():
     with pytest.raises(ConfigError, match=r"eval\.text_encoder = '': must be the folder of a converted CLIP"):
-        with_eval(name_mapping="text_encoder").validate()
+        validate(with_eval(name_mapping="text_encoder"))
     with pytest.raises(ConfigError, match=r"eval\.max_detections = -1: must be 0 \(all\) or a number"):
-        with_eval(max_detections=-1).validate()
-    with_eval(name_mapping="text_encoder", text_encoder="clip").validate()
+        validate(with_eval(max_detections=-1))
+    validate(with_eval(name_mapping="text_encoder", text_encoder="clip"))
 
 
 class Thirty(Inference):

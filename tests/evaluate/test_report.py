@@ -11,7 +11,7 @@ from PIL import Image
 
 from opendet_jax.evaluate.__main__ import main
 from opendet_jax.evaluate.evaluator import ImageScore
-from opendet_jax.evaluate.examples import best_and_worst
+from opendet_jax.evaluate.pictures import best_and_worst
 from tests.evaluate.made_up import detections_like, metrics, random_truth
 from tests.evaluate.packages import run_coco, run_fixed, run_lvis
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from opendet_jax.data.json_source import read_json
-from opendet_jax.data.json_stream import AnnotationError
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.evaluate.truth import lvis_truth, read_truth
 
 BOX = {"image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 6], "area": 11.5, "id": 1}

@@ -8,16 +8,17 @@ import jaxtyping
 from flax.traverse_util import flatten_dict
 
 from opendet_jax.config import Config
+from opendet_jax.config_files import parse_config
 from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.parallel.sharding import rule_of
 from opendet_jax.train.optimizer import group_of
-from opendet_jax.train.sharding import rule_of
 
 FOLDER = Path(__file__).parent
 CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json")
 
 
 def shipped(name: str) -> Config:
-    return Config.from_dict(import_module(f"configs.{name}").get_config())
+    return parse_config(import_module(f"configs.{name}").get_config())
 
 
 def axes(path: tuple[str, ...]) -> str:

@@ -38,7 +38,7 @@ def objects(rng, counts=(2, 0, 3)) -> Objects:
 
 
 def denoising(valid: np.ndarray) -> DenoisingQueries:
-    """Slots as in method section 4."""
+    """Slots as in docs/method.md#4-decoder."""
     most = int(valid.sum(1).max())
     groups = max(1, N // (2 * max(most, 1)))
     slot = np.arange(N)

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opendet_jax.losses.boxes import giou_loss, l1_loss
+from opendet_jax.losses.detection import focal_cross_entropy, giou_loss, l1_loss, objectness_focal_loss
 from opendet_jax.losses.distillation import distillation_loss
-from opendet_jax.losses.focal import focal_cross_entropy, objectness_focal_loss
 from opendet_jax.losses.joint import joint_loss, joint_target
 from opendet_jax.losses.masked_alignment import masked_alignment_loss, overlapping, own_name, same_name
 

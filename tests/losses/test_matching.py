@@ -13,7 +13,7 @@ def corners(boxes):
 
 
 def numpy_cost(boxes, objectness, alignment, object_boxes, weight, alpha):
-    """Method section 8 in float64, written out."""
+    """docs/method.md#8-matching in float64, written out."""
 
     def focal(logit):
         p = 1 / (1 + np.exp(-logit.astype(np.float64)))

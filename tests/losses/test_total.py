@@ -1,4 +1,4 @@
-"""The whole of section 11 on a small example: which terms, which weights, which masks, which ablations."""
+"""The total on a small example: terms, weights, masks, ablations (docs/method.md#11-total-loss-and-optimizer)."""
 
 import jax
 import jax.numpy as jnp

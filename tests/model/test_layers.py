@@ -1,13 +1,25 @@
 """Building blocks: dtypes, starting values, and that what is not valid influences nothing."""
 
+import math
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from opendet_jax.model.layers import MLP, DeformableAttention, FeedForward, LayerNorm, offset_ring, reference_per_level
-from opendet_jax.model.pyramid import Pyramid
+from opendet_jax.batch import Images
+from opendet_jax.model.layers import (
+    MLP,
+    DeformableAttention,
+    FeedForward,
+    LayerNorm,
+    Pyramid,
+    offset_ring,
+    reference_per_level,
+)
+from opendet_jax.model.opendet import OpenDet
 
 SHAPES = ((4, 5), (2, 3), (1, 2), (1, 1))
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -70,7 +82,7 @@ def test_reference_per_level_scales_points_and_boxes():
 
 
 def test_where_points_and_boxes_look(monkeypatch):
-    """r + Δ / (w, h) around a point, centre + Δ / P · size / 2 in a box (method section 2)."""
+    """r + Δ / (w, h) around a point, centre + Δ / P · size / 2 in a box (docs/method.md#2-backbone-neck-encoder)."""
     seen = []
 
     def capture(value, level_shapes, locations, weights):
@@ -140,3 +152,43 @@ def test_deformable_attention_in_bfloat16():
     assert out.dtype == jnp.bfloat16
     full = DeformableAttention(WIDTH, HEADS, 4, POINTS).apply(params, query.astype(jnp.float32), reference, source)
     np.testing.assert_allclose(out.astype(jnp.float32), full, atol=0.05)
+
+
+WAYS = {"kept": {}, "products": {"remat": True, "remat_keeps": "products"}, "nothing": {"remat": True}}
+
+
+def residuals(function, params) -> int:
+    """Bytes that the backward pass of `function` reads, parameters included; nothing is computed."""
+    pull = jax.eval_shape(lambda params: jax.vjp(function, params)[1], params)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+
+
+def backbone(model, params, images):
+    return model.apply({"params": params}, images.pixels / 255, method=lambda model, x: model.backbone(x, True))
+
+
+def encoder(model, params, images):
+    def encode(model, images):
+        stop = jax.lax.stop_gradient  # of the backbone nothing is kept
+        return model.encoder(jax.tree.map(stop, model.neck(model.backbone(images.pixels / 255, True), images.mask)))
+
+    return model.apply({"params": params}, images, method=encode).tokens
+
+
+def decoder(model, params, images):
+    def decode(model, images):
+        _, memory, queries = jax.tree.map(jax.lax.stop_gradient, model.encode(images, True))
+        sees = jnp.ones((*queries.valid.shape, queries.valid.shape[1]), bool)
+        return model.decoder(queries.content, queries.boxes, memory, sees).hidden
+
+    return model.apply({"params": params}, images, method=decode)
+
+
+@pytest.mark.parametrize("part", [backbone, encoder, decoder])
+def test_less_is_kept(tiny, tiny_params, tiny_images: Images, part):
+    images = jax.tree.map(jnp.asarray, tiny_images)
+    sizes = {
+        way: residuals(lambda params: part(OpenDet(replace(tiny, **fields)), params, images), tiny_params)  # noqa: B023
+        for way, fields in WAYS.items()
+    }
+    assert sizes["nothing"] < sizes["products"] < sizes["kept"]

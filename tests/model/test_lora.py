@@ -1,4 +1,6 @@
-"""LoRA head and embedding: their formulas (method section 7), their start, and the head's merged form."""
+"""LoRA head and embedding: their formulas, their start, and the head's merged form
+(docs/method.md#7-object-name-generator).
+"""
 
 import jax
 import jax.numpy as jnp

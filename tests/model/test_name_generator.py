@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from opendet_jax.config import Ablation, ModelConfig, T5Config
-from opendet_jax.model.name_generator import NameGenerator, Names, normalise
+from opendet_jax.model.name_generator import NameGenerator, Names, normalise_prompts
 
 E, V = 16, 21
 T5_SMALL = T5Config(vocab_size=V, num_layers=2, num_heads=2, head_width=8, ffn_width=32, head_bias=True)
@@ -89,8 +89,8 @@ def test_padding_is_zero_and_influences_nothing(params):
 
 def test_normalise_at_zero():
     x = jnp.zeros((2, E)).at[1, 0].set(2.0)
-    np.testing.assert_allclose(normalise(x)[1], jnp.eye(E)[0], atol=1e-6)
-    assert np.isfinite(jax.jacobian(normalise)(x)).all()
+    np.testing.assert_allclose(normalise_prompts(x)[1], jnp.eye(E)[0], atol=1e-6)
+    assert np.isfinite(jax.jacobian(normalise_prompts)(x)).all()
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -144,7 +144,7 @@ def test_prompts_are_normalised_at_inference_only_on_request(params):
     assert (generate(params, scaled).scores != as_they_are.scores).any()
     config = dataclasses.replace(CONFIG, normalise_prompts_at_inference=True)
     unit = NameGenerator(config, Ablation())
-    want = generate(params, normalise(PROMPTS))
+    want = generate(params, normalise_prompts(PROMPTS))
     for prompts in (PROMPTS, scaled):
         got = generate(params, prompts, generator=unit)
         np.testing.assert_array_equal(got.tokens, want.tokens)

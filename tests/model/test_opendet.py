@@ -11,7 +11,7 @@ import pytest
 from opendet_jax.batch import Images, Objects
 from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.denoising import DenoisingRandoms, denoising_slots, draw_randoms
-from opendet_jax.model.opendet import OpenDet, init_params, normalise
+from opendet_jax.model.opendet import OpenDet, init_params, normalise_pixels
 
 STAGES = {
     "backbone",
@@ -79,7 +79,7 @@ def test_init_makes_every_parameter(tiny, tiny_params):
 
 
 def test_normalise(tiny_images):
-    pixels = np.asarray(normalise(tiny_images))
+    pixels = np.asarray(normalise_pixels(tiny_images))
     want = (tiny_images.pixels - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
     np.testing.assert_allclose(pixels, np.where(tiny_images.mask[..., None], want, 0), atol=1e-6)
 
@@ -101,7 +101,7 @@ def test_detecting_needs_no_training_parts(tiny, tiny_params, tiny_images):
 
 def test_agreement_is_that_of_the_last_layer(tiny, tiny_params, tiny_images, tiny_objects):
     def both_ways(model: OpenDet):
-        features, memory, queries = model.look(tiny_images, deterministic=True)
+        features, memory, queries = model.encode(tiny_images, deterministic=True)
         detected = model.decode(features, memory, queries)
         aligned = model.align(detected.decoded, jnp.asarray(tiny_objects.texts), memory, deterministic=True)
         return detected, aligned[-1], model.detect_and_align(tiny_images, jnp.asarray(tiny_objects.texts))

@@ -39,7 +39,7 @@ def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, 
         whole.params = split.params = jax.device_put(params)
         want = whole(tiny_images, [(64, 96), (48, 64)], everything)
         got = split(tiny_images, [(64, 96), (48, 64)], everything)
-        valid = split._look(split.params, split.place(tiny_images))[-1].valid
+        valid = split._encode(split.params, split.place(tiny_images))[-1].valid
         slots.append(slots_for(np.asarray(valid), split.config.eval.query_slots))
         for ours, theirs in zip(got, want, strict=True):
             np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
@@ -47,7 +47,7 @@ def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, 
             assert ours.names == theirs.names
     assert slots == [8, 24, 8, 24]
     assert (whole._decode_queries._cache_size(), split._decode_queries._cache_size()) == (1, 2)
-    assert (split._look._cache_size(), split._generate._cache_size()) == (1, 2)  # names: chunks of 30 and of 100
+    assert (split._encode._cache_size(), split._generate._cache_size()) == (1, 2)  # names: chunks of 30 and of 100
 
 
 def test_photographs_of_a_bucket_and_settings_compile_nothing_more(tiny, tiny_params, tiny_images):

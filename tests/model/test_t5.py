@@ -16,7 +16,7 @@ from opendet_jax.config import T5Config
 from opendet_jax.model.beam_search import beam_search
 from opendet_jax.model.t5 import T5
 from opendet_jax.weights.convert import t5_shapes
-from opendet_jax.weights.t5 import HUGGING_FACE
+from opendet_jax.weights.text import T5_RULES
 
 E = 24
 F32 = jnp.dtype("float32")
@@ -64,7 +64,7 @@ def peer(config: T5Config, seed: int = 0) -> T5ForConditionalGeneration:
 def ours(config: T5Config, model: T5ForConditionalGeneration, dtype=F32) -> tuple[T5, dict]:
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     return T5(config, E, False, dtype), jax.tree.map(
-        jnp.asarray, {"params": HUGGING_FACE.to_ours(state, t5_shapes(config, E))}
+        jnp.asarray, {"params": T5_RULES.to_ours(state, t5_shapes(config, E))}
     )
 
 
@@ -111,7 +111,7 @@ def test_gradients_against_transformers():
     ).logits
     (theirs * torch.from_numpy(weights)).sum().backward()
     state = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    want = flatten_dict(HUGGING_FACE.to_ours(state, t5_shapes(GATED, E)))
+    want = flatten_dict(T5_RULES.to_ours(state, t5_shapes(GATED, E)))
 
     def loss(params):
         return (t5.apply({"params": params}, embeddings, tokens, valid, method=teacher_forced) * weights).sum()

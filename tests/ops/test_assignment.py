@@ -41,7 +41,7 @@ def test_is_optimal_under_random_masks(queries, columns):
 
 
 def test_is_optimal_at_the_size_of_training():
-    """900 queries and 2 × 100 columns that are copies of one another; costs as in method section 8."""
+    """900 queries and 2 × 100 columns that are copies of one another; costs as in docs/method.md#8-matching."""
     rng = np.random.default_rng(1)
     cost = np.tile(rng.uniform(-2, 30, (2, 900, 100)).astype(np.float32), (1, 1, 2))
     column_valid = np.tile(np.arange(100) < np.array([[37], [100]]), (1, 2))

@@ -13,7 +13,6 @@ from opendet_jax.ops.deformable_attention import (
     pallas_gpu,
     pallas_tpu,
     reference,
-    tpu_layout,
     xla,
 )
 from tests.ops.deformable_attention_cases import arguments, assert_equal_to_rounding, with_gradients
@@ -67,8 +66,8 @@ def test_several_blocks_of_odd_sizes(name, monkeypatch):
     """One level, one point, a width that is no power of two, and more queries and tokens than a block has."""
     monkeypatch.setattr(pallas_gpu, "FORWARD_TILE", 64)
     monkeypatch.setattr(pallas_gpu, "BACKWARD_TILE", 32)
-    monkeypatch.setattr(tpu_layout, "TOKENS", 128)
-    monkeypatch.setattr(tpu_layout, "QUERIES", 128)
+    monkeypatch.setattr(pallas_tpu, "TOKENS", 128)
+    monkeypatch.setattr(pallas_tpu, "QUERIES", 128)
     shapes = ((13, 17),)
     args = arguments(3, shapes, batch=1, queries=131, heads=3, width=6, points=1)
     kernel = form_with_gradients(FORMS[name], shapes, interpret=True)

@@ -13,8 +13,7 @@ from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig, T5Config
 from opendet_jax.losses.matching import match
 from opendet_jax.losses.naming import TextNoise
-from opendet_jax.losses.sets import clean_targets, matching_sets
-from opendet_jax.losses.total import training_losses
+from opendet_jax.losses.total import clean_targets, matching_sets, training_losses
 from opendet_jax.model.denoising import denoising_slots
 from opendet_jax.model.opendet import OpenDet, Training
 from tests.parity.test_detector import images_of, noise

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from opendet_jax.config import LossConfig
-from opendet_jax.losses.boxes import giou_loss, l1_loss
-from opendet_jax.losses.focal import objectness_focal_loss
+from opendet_jax.losses.detection import giou_loss, l1_loss, objectness_focal_loss
 from opendet_jax.losses.joint import joint_loss
 from opendet_jax.losses.masked_alignment import masked_alignment_loss, overlapping, same_name
 from opendet_jax.losses.matching import ONE_TO_MANY, ONE_TO_ONE, Predictions, Targets, match, matching_cost
@@ -63,7 +62,7 @@ def variants(units: Vectors, wanted: tuple[str, ...]) -> list[tuple[str, str, st
 
 
 def comparable(units: Vectors) -> list[tuple[str, str, str]]:
-    """What the program itself computes is the same only one-to-one, and for a single image (method section 12)."""
+    """The program's own is the same only one-to-one, and for a single image (docs/method.md#12-paper-and-program)."""
     return [
         (case, variant, mode)
         for case, variant, mode in variants(units, ("clean", "program"))

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from opendet_jax.config import Ablation, ModelConfig, T5Config
-from opendet_jax.model.name_generator import NameGenerator, normalise
+from opendet_jax.model.name_generator import NameGenerator, normalise_prompts
 from tests.parity import report
 from tests.parity.vectors import STAGE, Vectors, params_of
 
@@ -94,7 +94,7 @@ def test_training(train_vectors):
             "T5 logits, teacher-forced", f"t5/{logits_key}", logits(variables, prompts, tokens), LOGITS
         )
         # The stored prompts are normalised already; once more changes them by 1e-6 of their size.
-        np.testing.assert_allclose(normalise(jnp.asarray(prompts)), prompts, atol=1e-6)
+        np.testing.assert_allclose(normalise_prompts(jnp.asarray(prompts)), prompts, atol=1e-6)
         losses = np.asarray(token_losses(variables, prompts, tokens), np.float64)
         assert (losses[targets == -100] == 0).all()
         means.append(losses[targets != -100].mean())

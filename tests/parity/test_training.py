@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from opendet_jax.losses.naming import text_sigma
 from opendet_jax.losses.total import WEIGHTS
-from opendet_jax.weights.opendet import OPENDET_RULES
+from opendet_jax.weights.open_det import OPENDET_RULES
 from tests.parity import report
 from tests.parity.kinks import at_kinks, find_kinks
 from tests.parity.step import ProgramStep

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from opendet_jax.model.encoder import Memory
-from opendet_jax.model.layers import DeformableAttention
+from opendet_jax.model.layers import DeformableAttention, Pyramid
 from opendet_jax.model.neck import sine_embedding
-from opendet_jax.model.pyramid import Pyramid
 from opendet_jax.model.query_selection import fill_as_program, proposals, select_best
 from opendet_jax.model.swin import relative_position_index
 from opendet_jax.model.t5 import relative_buckets
 from opendet_jax.ops import boxes as box_ops
+from opendet_jax.ops.boxes import nms
 from opendet_jax.ops.deformable_attention import deformable_attention
-from opendet_jax.ops.nms import nms
-from opendet_jax.weights.layers import deformable_attention as deformable_rules
 from opendet_jax.weights.rules import Rules
+from opendet_jax.weights.rules import deformable_attention as deformable_rules
 from tests.parity import report
 from tests.parity.vectors import STAGE, weight_rule
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opendet_jax.weights.opendet import OPENDET_RULES
+from opendet_jax.weights.open_det import OPENDET_RULES
 from opendet_jax.weights.rules import nested
 from tests.parity import report
 

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 import opendet_jax
+from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config import DataConfig
-from opendet_jax.data.images import ImageError
+from opendet_jax.data.images import ImageError, load_image
 from opendet_jax.predict.detections import Detections
 from opendet_jax.predict.detector import Detector
-from opendet_jax.predict.images import load_image
-from opendet_jax.train.checkpoint import CheckpointError
 from tests.test_inference import CONFIG, Scripted, decode
 
 DATA = DataConfig(eval_short_side=32, max_long_side=64, buckets=((32, 64), (64, 32)))
@@ -102,7 +101,7 @@ def test_bad_images_are_refused(detector, image, error, message):
 
 def test_other_things_are_no_images():
     """In a process of its own, without the type checks of the tests, which would be first to complain."""
-    code = "from opendet_jax.predict.images import load_image; load_image(7)"
+    code = "from opendet_jax.data.images import load_image; load_image(7)"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert run.returncode == 1
     assert "TypeError: an image is an array, a path or a PIL image, not int" in run.stderr

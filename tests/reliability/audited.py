@@ -13,7 +13,7 @@ from absl import app, flags
 
 import opendet_jax
 from opendet_jax import main
-from opendet_jax.train.checkpoint import restore
+from opendet_jax.checkpoints.restore import restore
 from tests.reliability import toy
 
 OWN = (str(Path(opendet_jax.__file__).parents[1]), sys.prefix, sys.base_prefix, "<")  # "<": made by a library

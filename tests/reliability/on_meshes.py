@@ -13,11 +13,11 @@ import numpy as np
 
 from opendet_jax.config import Config, MeshConfig
 from opendet_jax.model.opendet import OpenDet
-from opendet_jax.processes import join_processes
+from opendet_jax.parallel.mesh import make_mesh
+from opendet_jax.parallel.processes import join_processes
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.mesh import make_mesh
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.state import TrainState, abstract_state
+from opendet_jax.train.train_state import TrainState, abstract_state
 from tests.reliability import toy
 from tests.reliability.programs import tiny
 

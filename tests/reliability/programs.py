@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from opendet_jax.checkpoints.intact import steps, unfinished
 from opendet_jax.config import Config
-from opendet_jax.intact import steps, unfinished
+from opendet_jax.config_files import parse_config
+from opendet_jax.parallel.mesh import make_mesh
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.mesh import make_mesh
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.state import TrainState, abstract_state
+from opendet_jax.train.train_state import TrainState, abstract_state
 from tests.reliability.tiny import get_config
 
 TOY, WHOLE = "tests.reliability.toy", "opendet_jax.main"
@@ -28,7 +29,7 @@ PATIENCE = 1800  # seconds: 2,000 steps on a busy machine
 
 def tiny(**train: Any) -> Config:
     """The config of tiny.py with other fields of `train`."""
-    config = Config.from_dict(get_config())
+    config = parse_config(get_config())
     return replace(config, train=replace(config.train, **train))
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opendet_jax.config import Config
-from opendet_jax.intact import MANIFEST, steps
-from opendet_jax.train.checkpoint import CheckpointError, Checkpoints, find, restore
-from opendet_jax.train.loop import train
-from opendet_jax.train.same_config import check_same
-from opendet_jax.weights.folder import Converted, load, save
-from opendet_jax.weights.rules import WeightsError
+from opendet_jax.checkpoints.folder import Converted, load, save
+from opendet_jax.checkpoints.intact import MANIFEST, steps
+from opendet_jax.checkpoints.restore import find, restore
+from opendet_jax.checkpoints.same_config import CheckpointError, check_same
+from opendet_jax.config_files import config_hash, parse_config
+from opendet_jax.errors import WeightsError
+from opendet_jax.train.checkpoint import Checkpoints
+from opendet_jax.train.training_loop import train
 from tests.reliability.programs import assert_same_checkpoint, assert_same_run, template, tiny
 
 CONFIG = tiny(steps=4)
@@ -184,7 +185,7 @@ def test_another_config_is_named_field_by_field(workdir):
     found = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
     assert found == ["data.batch_size", "optimizer.clip_norm", "train.seed"]
     assert "train.seed: checkpoint 0, config 1" in str(error.value)
-    assert isinstance(Config.from_dict(CONFIG.to_dict()).hash(), str)
+    assert isinstance(config_hash(parse_config(CONFIG.to_dict())), str)
 
 
 def test_images_that_were_held_out_stay_out(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opendet_jax.intact import steps, unfinished
+from opendet_jax.checkpoints.intact import steps, unfinished
 from tests.reliability.programs import assert_same_run, finish, run, run_well, saving, start, tiny, wait_for
 
 SOON = ("train.steps=40", "train.checkpoint_every=1")  # a save goes on nearly all the time

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from opendet_jax.intact import steps
+from opendet_jax.checkpoints.intact import steps
 from tests.reliability.programs import run_well
 
 STEPS, LOG, SAVE = 2000, 20, 40

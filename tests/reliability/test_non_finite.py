@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 
 from opendet_jax.batch import Batch
+from opendet_jax.checkpoints.intact import steps
+from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import load_tokenizer
-from opendet_jax.intact import steps
-from opendet_jax.train import replay_file
+from opendet_jax.train import replay as replay_module
 from opendet_jax.train.finite import REFUSED, NonFiniteError, keep_finite
-from opendet_jax.train.loop import train
-from opendet_jax.train.replay import replay
-from opendet_jax.train.replay_file import ReplayError, load_batch
-from opendet_jax.train.same_config import CheckpointError
-from opendet_jax.train.state import TrainState
+from opendet_jax.train.replay import ReplayError, load_batch, replay
+from opendet_jax.train.train_state import TrainState
+from opendet_jax.train.training_loop import train
 from tests.reliability.programs import (
     assert_same_checkpoint,
     finish,
@@ -114,7 +113,7 @@ def test_a_batch_that_can_be_written_nowhere(tmp_path, monkeypatch):
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(replay_file, "_write", full)
+    monkeypatch.setattr(replay_module, "_write", full)
     with pytest.raises(
         NonFiniteError, match=r"^step 5: .*\nIts batch could not be saved: No space left on device\nThe steps before"
     ):

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opendet_jax.checkpoints.intact import steps
 from opendet_jax.config import Config
-from opendet_jax.intact import steps
+from opendet_jax.config_files import parse_config
 from tests.reliability.programs import (
     WHOLE,
     assert_same_run,
@@ -29,7 +30,7 @@ def config_of(*overrides: str) -> Config:
         section, field = name.split(".")
         kind = type(values[section][field])
         values[section][field] = kind(value)
-    return Config.from_dict(values)
+    return parse_config(values)
 
 
 VARIANTS = {

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import opendet_jax
+from opendet_jax.checkpoints.intact import DamagedError, verify
 from opendet_jax.config import Config, ConfigError
-from opendet_jax.data.annotations import read_annotations
-from opendet_jax.data.json_stream import AnnotationError
+from opendet_jax.config_files import parse_config
+from opendet_jax.data.datasets import read_annotations
+from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.data.text_embeddings import EmbeddingError, TableEmbedder
-from opendet_jax.intact import DamagedError, verify
-from opendet_jax.train.replay_file import ReplayError, load_batch
-from opendet_jax.weights.rules import WeightsError
+from opendet_jax.errors import WeightsError
+from opendet_jax.train.replay import ReplayError, load_batch
 from opendet_jax.weights.source import read_source
 from tests.reliability.programs import run_well
 
@@ -93,7 +94,7 @@ def test_code_in_the_config_of_a_checkpoint_is_a_wrong_value(tmp_path, section, 
     values = Config().to_dict()
     values[section][field] = CODE.format(str(tmp_path / "ran"))
     with pytest.raises(ConfigError, match=rf"config\.{section}\.{field} = "):
-        Config.from_dict(values)
+        parse_config(values)
     assert not (tmp_path / "ran").exists()
 
 

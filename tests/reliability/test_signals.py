@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from opendet_jax.intact import steps
+from opendet_jax.checkpoints.intact import steps
 from opendet_jax.train import run as run_module
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.loop import train
 from opendet_jax.train.metrics import MetricsLog
 from opendet_jax.train.run import Run
 from opendet_jax.train.signals import Stopped, StopSignals
+from opendet_jax.train.training_loop import train
 from tests.reliability.programs import (
     assert_same_run,
     finish,

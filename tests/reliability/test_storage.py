@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from opendet_jax import intact
+from opendet_jax.checkpoints import intact
+from opendet_jax.checkpoints.intact import steps
 from opendet_jax.errors import InputError
-from opendet_jax.intact import steps
 from opendet_jax.train.checkpoint import SaveError
-from opendet_jax.train.loop import train
 from opendet_jax.train.metrics import LogError, MetricsLog
+from opendet_jax.train.training_loop import train
 from tests.reliability.programs import Finished, assert_same_checkpoint, run, tiny
 
 pytestmark = pytest.mark.slow  # minutes

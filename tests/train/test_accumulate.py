@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from opendet_jax.batch import Batch, Images, Objects
+from opendet_jax.checkpoints.restore import restore
 from opendet_jax.config import Config, ConfigError
-from opendet_jax.train.accumulate import accumulated
-from opendet_jax.train.checkpoint import Checkpoints, restore
+from opendet_jax.config_files import parse_config
+from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.state import fresh_state
-from opendet_jax.train.step import moving_average
+from opendet_jax.train.step import accumulated, moving_average
+from opendet_jax.train.train_state import fresh_state
 
 COUNTS = np.array([2, 0, 3, 1, 0, 4])
 
@@ -65,7 +66,7 @@ def test_no_object_at_all():
 
 def test_parts_must_divide_the_batch():
     with pytest.raises(ConfigError, match=r"train\.accumulate = 3: must be a divisor of data.batch_size = 8"):
-        Config.from_dict({"train": {"accumulate": 3}})
+        parse_config({"train": {"accumulate": 3}})
 
 
 def test_average_follows_and_late_steps_weigh_as_its_decay_says():

@@ -5,13 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 
+from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.same_config import CheckpointError, check_same, in_evaluation
 from opendet_jax.config import Config
-from opendet_jax.train.checkpoint import Checkpoints, restore
+from opendet_jax.train import checkpoint as module
+from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.same_config import CheckpointError, check_same, in_evaluation
-from opendet_jax.train.state import TrainState
+from opendet_jax.train.train_state import TrainState
 
 
 @pytest.fixture
@@ -83,3 +87,43 @@ def test_evaluation_may_choose_what_parameters_do_not_depend_on(tmp_path):
     check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path, in_evaluation)
     with pytest.raises(CheckpointError, match=r"model\.max_queries: checkpoint 900, config 300"):
         check_same(config.to_dict(), dataclasses.replace(config, model=model), tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The specs that TensorStore itself is asked about."""
+    specs, to_json = [], module._to_json
+
+    def noted(spec, *arguments, **options):
+        specs.append(spec)
+        return to_json(spec, *arguments, **options)
+
+    monkeypatch.setattr(ts.KvStore.Spec, "to_json", ts.KvStore.Spec.to_json)  # put back at the end
+    monkeypatch.setattr(module, "_to_json", noted)
+    monkeypatch.setattr(module, "_answers", {})
+    module.ask_once()
+    return specs
+
+
+def test_a_save_asks_about_its_folder_and_not_about_every_array(asked, tmp_path):
+    tree = {f"layer_{i}": jnp.full(3, i) for i in range(50)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "1", tree)
+        checkpointer.wait_until_finished()
+        assert 1 <= len(asked) <= 5
+        restored = checkpointer.restore(tmp_path / "1", tree)
+    assert all((restored[name] == tree[name]).all() for name in tree)
+    assert len(asked) <= 10
+
+
+def test_the_answers_are_tensorstore_s(asked):
+    for number in range(3 * module.ANSWERS):
+        content = {"driver": "file", "path": f"/data/ü'\"\n{number}/"}
+        spec = ts.KvStore.Spec(content)
+        answer = spec.to_json()
+        assert answer == content
+        answer["path"] = "changed"
+        assert spec.to_json() == content
+        assert spec.to_json(include_defaults=True)["file_io_mode"] == "file_io_mode"
+    assert len(asked) == 2 * 3 * module.ANSWERS
+    assert len(module._answers) <= module.ANSWERS

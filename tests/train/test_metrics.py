@@ -7,8 +7,7 @@ import time
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
-from opendet_jax.train.curves import draw_curves
-from opendet_jax.train.metrics import LogError, MetricsLog, best_step, read_metrics
+from opendet_jax.train.metrics import LogError, MetricsLog, best_step, draw_curves, read_metrics
 
 
 def test_lines_after_the_restored_step_are_dropped(tmp_path):

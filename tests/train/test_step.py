@@ -12,12 +12,12 @@ from flax.traverse_util import flatten_dict
 from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Ablation, Config
 from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.parallel.mesh import make_mesh, place_batch
+from opendet_jax.parallel.sharding import partition
 from opendet_jax.train import step as step_module
-from opendet_jax.train.mesh import make_mesh, place_batch
 from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.sharding import partition
-from opendet_jax.train.state import TrainState, fresh_state
 from opendet_jax.train.step import jit_step, make_train_step, step_gradients
+from opendet_jax.train.train_state import TrainState, fresh_state
 from tests.model.conftest import TINY
 
 CONFIG = replace(Config(), model=TINY)

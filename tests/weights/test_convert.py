@@ -16,17 +16,18 @@ from transformers import CLIPTextModelWithProjection, SwinBackbone, SwinModel, T
 from transformers import SwinConfig as TheirSwinConfig
 from transformers import T5Config as TheirT5Config
 
+from opendet_jax.checkpoints.folder import Converted, load, read_note, save
 from opendet_jax.config import Config, InitConfig, SwinConfig, T5Config
+from opendet_jax.errors import WeightsError
 from opendet_jax.model import t5 as our_t5
 from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.weights.__main__ import main
+from opendet_jax.weights.backbone import AUTHORS_SWIN_RULES
 from opendet_jax.weights.embed_names import load_text_encoder
-from opendet_jax.weights.folder import Converted, load, read_note, save
 from opendet_jax.weights.init import describe, initialise
-from opendet_jax.weights.opendet import OPENDET_RULES
-from opendet_jax.weights.rules import WeightsError, flat, shapes_of
+from opendet_jax.weights.open_det import OPENDET_RULES
+from opendet_jax.weights.rules import flat, shapes_of
 from opendet_jax.weights.source import read_source
-from opendet_jax.weights.swin import AUTHORS
 from tests.model.conftest import TINY
 
 E = 32
@@ -90,7 +91,7 @@ def test_a_backbones_norms_are_kept_and_a_classifiers_start_anew(published, tmp_
 def test_the_swin_authors_files(published, converted, tmp_path):
     """Their .pth has a classifier, masks and indices beside the weights, all under "model"."""
     ours = load(converted / "swin", "swin").params
-    state = {name: torch.from_numpy(np.array(x)) for name, x in AUTHORS.to_theirs(ours).items()}
+    state = {name: torch.from_numpy(np.array(x)) for name, x in AUTHORS_SWIN_RULES.to_theirs(ours).items()}
     state = {name: x for name, x in state.items() if not name.startswith("norm")}
     state |= {"norm.weight": torch.ones(128), "norm.bias": torch.zeros(128), "head.weight": torch.zeros(5, 128)}
     state |= {"head.bias": torch.zeros(5), "layers.1.blocks.1.attn_mask": torch.zeros(4, 16, 16)}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import opendet_jax
-from opendet_jax.weights.folder import read_note
+from opendet_jax.checkpoints.folder import read_note
 
 pytestmark = pytest.mark.slow
 

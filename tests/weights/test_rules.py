@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from opendet_jax.weights.layers import dense
-from opendet_jax.weights.rules import CONV, LINEAR, Part, Rule, Rules, WeightsError, flat
+from opendet_jax.errors import WeightsError
+from opendet_jax.weights.rules import CONV, LINEAR, Part, Rule, Rules, dense, flat
 
 RULES = Rules(
     (

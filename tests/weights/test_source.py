@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from opendet_jax.errors import WeightsError
 from opendet_jax.weights import source as module
-from opendet_jax.weights.rules import WeightsError
 from opendet_jax.weights.source import checksum, read_source
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}

@@ -2,6 +2,8 @@
 
 One operation, three forms: `xla` (any platform), `pallas_gpu` and `pallas_tpu`, chosen when a program is compiled for
 its platform. Each form has a `forward` and a `backward`; `reference` is the definition that tests compare them with.
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 from functools import partial
@@ -11,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from opendet_jax.ops.deformable_attention import pallas_gpu, pallas_tpu, xla
-from opendet_jax.ops.deformable_attention.arguments import LevelShapes
+from opendet_jax.ops.deformable_attention.reference import LevelShapes
 from opendet_jax.ops.devices import on_each_device
 
 __all__ = ["deformable_attention"]

@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
-from opendet_jax.ops.deformable_attention.arguments import LevelShapes, level_starts
+from opendet_jax.ops.deformable_attention.reference import LevelShapes, level_starts
 
 # Numbers in a tile [queries, d]. Going forward a thread has 8 of them, so that several gathers are under way; going
 # back 4, one vector: its atomic additions wait for each other (Pallas orders them), so many threads do few each.

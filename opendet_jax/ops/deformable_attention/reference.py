@@ -1,7 +1,18 @@
-"""The oracle: deformable attention as its definition reads, slow, differentiated by autodiff."""
+"""The oracle: deformable attention as its definition reads, slow, differentiated by autodiff. And what all forms of the
+operation share: how levels lie in the sequence of tokens.
+"""
+
+from itertools import accumulate
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+LevelShapes = tuple[tuple[int, int], ...]  # (h, w) of each level, static
+
+
+def level_starts(level_shapes: LevelShapes) -> tuple[int, ...]:
+    """First token of each level: levels follow each other, each row by row."""
+    return tuple(accumulate((h * w for h, w in level_shapes[:-1]), initial=0))
 
 
 def sample(feature: Float[Array, "B h w H d"], points: Float[Array, "B Q H P 2"]) -> Float[Array, "B Q H P d"]:

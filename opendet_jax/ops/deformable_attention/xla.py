@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from opendet_jax.ops.deformable_attention.arguments import LevelShapes, level_starts
+from opendet_jax.ops.deformable_attention.reference import LevelShapes, level_starts
 
 ROWS_AT_ONCE = 12_800  # summands of the value's gradient, 128 bytes each at width 32: they stay in the cache
 

@@ -1,0 +1,76 @@
+"""Which checkpoint of a folder is meant, and what inference needs of it: config and parameters."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from opendet_jax.checkpoints import intact
+from opendet_jax.checkpoints.folder import CHECKPOINTS, read
+from opendet_jax.checkpoints.intact import DamagedError
+from opendet_jax.checkpoints.same_config import CheckpointError
+from opendet_jax.config import Config
+from opendet_jax.config_files import parse_config
+
+INFERENCE = ("params", "average", "config")  # the items that a trained model consists of
+
+
+def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> int:
+    """The newest step whose `items` are undamaged (−1), or `step` itself.
+
+    Raises:
+        CheckpointError: there is none, or that of `step` is missing (those that are there are named) or damaged.
+    """
+    folder, found = workdir / CHECKPOINTS, intact.steps(workdir / CHECKPOINTS)
+    for path in intact.unfinished(folder):
+        logging.warning("%s: a save that goes on, or was cut off; ignored", path)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}")
+    if step < 0:
+        newest, problems = intact.newest_intact(folder, items)
+        consequence = "" if newest is None else "; falling back to the checkpoint before it"
+        for problem in problems:
+            logging.warning("%s%s", problem, consequence)
+        if newest is None:
+            raise CheckpointError(f"{folder}: every checkpoint is damaged")
+        return newest
+    if step not in found:
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
+    try:
+        intact.verify(folder / str(step), items)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from error
+    return step
+
+
+def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any], int]:
+    """(config, parameters, step) of a checkpoint, for inference: the newest, or the one of `step`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    workdir = Path(workdir)
+    step = find(workdir, step)
+    try:
+        saved, params = read(workdir, step)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{workdir / CHECKPOINTS / str(step)}: cannot be read: {cause(error)}") from error
+    return parse_config(saved), params, step
+
+
+def has_note(checkpoint: Path) -> bool:
+    """Not so in checkpoints of earlier versions."""
+    return (checkpoint / intact.NOTE).is_dir()
+
+
+def cause(error: BaseException) -> str:
+    """One line of what is at the bottom of Orbax's errors."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    system = re.search(r"\[OS error \d+: (?:E[A-Z]+ )?([^\]]+)\]", text) or re.search(
+        r"([^:\[]+) \[os_error_code=", text
+    )
+    return system[1].strip() if system else text[:200]

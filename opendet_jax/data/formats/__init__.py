@@ -1,0 +1,1 @@
+"""Published annotations, in the forms that people have them, as one record type."""

@@ -1,0 +1,95 @@
+"""The annotations of a data set's images in LVIS v1's form, entry by entry."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from opendet_jax.data.formats.json_source import PARTS
+from opendet_jax.data.formats.json_stream import is_list, lists_of
+from opendet_jax.data.formats.records import Dataset
+from opendet_jax.files import replacing
+
+
+def lvis_form(dataset: Dataset, root: Path | None = None) -> Iterator[tuple[str, Iterable[Any]]]:
+    """The lists "categories", "images" and "annotations", each to be used before the next is asked for.
+
+    A json in LVIS's or COCO's form is given as it is (what cannot be used too), without segmentations. Visual Genome's
+    boxes and names are put into that form; `root` is the folder above its images.
+    """
+    if is_list(dataset.annotations):
+        return _described(dataset, root)
+    return _copied(dataset)
+
+
+def write_annotations(dataset: Dataset, root: Path, out: Path) -> None:
+    """One json of these lists."""
+    with replacing(out) as part, part.open("w", encoding="utf-8") as file:
+        separator = "{"
+        for name, entries in lvis_form(dataset, root):
+            file.write(f'{separator}"{name}": ')
+            _write_list(file, entries)
+            separator = ",\n"
+        file.write("}\n")
+
+
+def _write_list(file: io.TextIOBase, entries: Iterable[Any]) -> None:
+    separator = "["
+    for entry in entries:
+        file.write(f"{separator}\n{json.dumps(entry)}")
+        separator = ","
+    file.write("]" if separator == "," else "[]")
+
+
+def _copied(dataset: Dataset) -> Iterator[tuple[str, Iterable[Any]]]:
+    kept = {record.image_id for record in dataset.records}
+    wanted: dict[str, Callable[[Any], bool]] = {
+        "images": lambda entry: entry["id"] in kept,
+        "annotations": lambda entry: _hashable(entry["image_id"]) and entry["image_id"] in kept,
+        "categories": lambda entry: True,
+    }
+    for part, entries in lists_of(dataset.annotations):
+        if part in PARTS:
+            yield part, (_without_masks(entry) for entry in entries if wanted[part](entry))
+
+
+def _hashable(value: Any) -> bool:
+    return not isinstance(value, list | dict)
+
+
+def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "segmentation"}
+
+
+def _described(dataset: Dataset, root: Path | None) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "categories", ({"id": category.id, "name": category.name} for category in dataset.categories)
+    yield (
+        "images",
+        (
+            {
+                "id": record.image_id,
+                "file_name": (record.path.relative_to(root) if root else record.path).as_posix(),
+                "width": record.width,
+                "height": record.height,
+            }
+            for record in dataset.records
+        ),
+    )
+    yield "annotations", _boxes(dataset)
+
+
+def _boxes(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    number = 0
+    for record in dataset.records:
+        columns = (record.boxes.tolist(), record.names, record.category_ids.tolist())
+        for (x0, y0, x1, y1), names, category_id in zip(*columns, strict=True):
+            number += 1
+            yield {
+                "id": number,
+                "image_id": record.image_id,
+                "category_id": category_id,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "names": list(names),
+            }

@@ -1,0 +1,98 @@
+"""The objects of one picture while its annotations are read: which boxes can be used, and what they are called."""
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opendet_jax.data.formats.records import Problems, Record
+
+LARGEST_SIDE = 2**24  # pixels: up to here float32 holds every one
+LONG_NAME = 200  # characters; longer names are kept and counted
+Corners = tuple[float, float, float, float]
+
+
+def clean_text(text: str) -> str:
+    """Stripped, and with "?" in the place of half characters, which json can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode().strip()
+
+
+class Names:
+    """Names as records hold them: clean, without empty ones; equal ones are one object in memory."""
+
+    def __init__(self):
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def __call__(self, names: Sequence[str], problems: Problems, label: str) -> tuple[str, ...]:
+        """Empty, and counted, where there is no name."""
+        kept = tuple(clean for name in names if (clean := clean_text(name)))
+        if not kept:
+            problems.add("empty name", label)
+        elif max(map(len, kept)) > LONG_NAME:
+            problems.add(f"name of more than {LONG_NAME} characters, kept", f"{label}: {max(kept, key=len)[:40]}…")
+        return self._known.setdefault(kept, kept)
+
+
+class AnnotationReader:
+    """What has been read of one picture."""
+
+    __slots__ = ("_categories", "_corners", "height", "names", "path", "width")
+
+    def __init__(self, path: Path, width: int, height: int):
+        self.path, self.width, self.height = path, width, height
+        self._corners, self._categories = array("f"), array("q")
+        self.names: list[tuple[str, ...]] = []
+
+    def add(self, bbox: Any, names: tuple[str, ...], category_id: int, problems: Problems, label: str) -> None:
+        """Keeps the box (x, y, width, height in pixels) clipped to the picture, or says in `problems` why not."""
+        numbers = _finite(bbox)
+        if numbers is None:
+            return problems.add("box is not four finite numbers", f"{label}: {bbox!r:.80}")
+        x, y, w, h = numbers
+        if w <= 0 or h <= 0:
+            return problems.add("box without area", f"{label}: {bbox}")
+        limits = (0.0, 0.0, float(self.width), float(self.height))
+        wanted = (x, y, x + w, y + h)
+        clipped = (max(x, 0.0), max(y, 0.0), min(wanted[2], limits[2]), min(wanted[3], limits[3]))
+        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+            return problems.add("box outside its image", f"{label}: {bbox} in {self.width}×{self.height}")
+        corners = array("f", clipped)
+        if corners[2] <= corners[0] or corners[3] <= corners[1]:  # thinner than float32 can tell
+            return problems.add("box without area", f"{label}: {bbox}")
+        if clipped != wanted:
+            problems.add("box clipped to its image", f"{label}: {bbox} in {self.width}×{self.height}")
+        self._corners.extend(corners)
+        self.names.append(names)
+        self._categories.append(category_id)
+        return None
+
+    def record(self, image_id: int, category_of: Mapping[str, int] | None = None) -> Record:
+        """The picture's record. `category_of` replaces each box's category by that of its first name."""
+        if category_of is None:
+            categories = np.array(self._categories, np.int64)
+        else:
+            categories = np.array([category_of[names[0]] for names in self.names], np.int64)
+        return Record(
+            image_id=image_id,
+            path=self.path,
+            width=self.width,
+            height=self.height,
+            boxes=np.array(self._corners, np.float32).reshape(-1, 4),
+            names=tuple(self.names),
+            category_ids=categories,
+        )
+
+
+def _finite(bbox: Any) -> Corners | None:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in bbox):
+        return None
+    try:
+        x, y, w, h = (float(number) for number in bbox)
+    except OverflowError:  # an integer beyond float64
+        return None
+    return (x, y, w, h) if math.isfinite(x + y + w + h) else None

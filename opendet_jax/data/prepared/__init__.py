@@ -1,0 +1,1 @@
+"""Data sets as array_record shards, for training at scale: written, and read back."""
