@@ -1,0 +1,113 @@
+"""A run and converted weights of an earlier version (commit 6239991): read, gone on with, evaluated as it did.
+
+`written_before.tar.xz` holds the workdir of a small run after 4 of its 6 steps, a folder of converted Swin weights, and
+in `expected.json` what the version that wrote them made of both: the parameters after step 6 as norms and a checksum,
+the last loss terms, the evaluation with every box, name and score.
+"""
+
+import hashlib
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import opendet_jax
+from opendet_jax.checkpoints.folder import load
+from opendet_jax.checkpoints.restore import restore
+from opendet_jax.config_files import parse_config
+from opendet_jax.train.training_loop import train
+
+ARCHIVE = Path(__file__).with_name("written_before.tar.xz")
+ROUNDING = 1e-4  # other processors round otherwise, and Adam enlarges it where gradients are near zero
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(before) -> dict:
+    return json.loads((before / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def continued(before) -> Path:
+    """The run, taken to its end."""
+    config = parse_config(json.loads((before / "run" / "config.json").read_text()))
+    assert config.train.steps == 4
+    train(replace(config, train=replace(config.train, steps=6)), before / "run")
+    return before / "run"
+
+
+def same_processor(expected: dict) -> bool:
+    """Whether programs compiled here are those that were compiled then."""
+    path = Path("/proc/cpuinfo")
+    flags = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("flags")]
+    known = hashlib.sha256(flags[0].encode()).hexdigest()[:16] if flags else ""
+    return known == expected["processor"] and jaxlib.__version__ == expected["jaxlib"]
+
+
+def norms(tree) -> dict[str, float]:
+    leaves = flatten_dict(jax.device_get(tree), sep="/")
+    return {name: float(np.sqrt(np.square(leaf.astype(np.float64)).sum())) for name, leaf in leaves.items()}
+
+
+def test_the_run_goes_on_as_it_would_have(continued, expected):
+    config, params, step = restore(continued)
+    assert (step, config.train.steps) == (6, 6)
+    found = norms(params)
+    assert found.keys() == expected["norms"].keys()
+    np.testing.assert_allclose(list(found.values()), [expected["norms"][name] for name in found], rtol=ROUNDING)
+    rows = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row, then in zip(rows[4:], expected["metrics"], strict=True):
+        assert row == pytest.approx(then, rel=ROUNDING, abs=1e-7)
+
+
+def test_bitwise_on_the_same_processor(continued, expected):
+    if not same_processor(expected):
+        pytest.skip("another processor or jaxlib than the archive was made with: compared to rounding only")
+    _, params, _ = restore(continued)
+    leaves, total = flatten_dict(jax.device_get(params), sep="/"), hashlib.sha256()
+    for name in sorted(leaves):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(leaves[name]).tobytes())
+    assert total.hexdigest() == expected["sha256"]
+
+
+def test_it_evaluates_to_the_same_digits(continued, expected):
+    folder = continued / "eval" / "scenes"
+    evaluation, then = json.loads((folder / "metrics.json").read_text()), expected["evaluation"]
+    assert {key: evaluation[key] for key in then} == then
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert len(predictions) == len(expected["predictions"]) > 0
+    for found, wanted in zip(predictions, expected["predictions"], strict=True):
+        assert (found["image_id"], found["category_id"], found["names"]) == (
+            wanted["image_id"],
+            wanted["category_id"],
+            wanted["names"],
+        )
+        assert found["score"] == pytest.approx(wanted["score"], rel=ROUNDING)
+        assert found["bbox"] == pytest.approx(wanted["bbox"], abs=0.01)  # pixels
+
+
+def test_the_model_detects(before, expected):
+    detector = opendet_jax.load(before / "run", checkpoint=4)
+    assert len(detector.detect(np.zeros((32, 32, 3), np.uint8), min_score=0.0)) > 0
+
+
+def test_converted_weights_are_read(before, expected):
+    converted = load(before / "converted", "swin")
+    assert converted.kind == "swin"
+    assert converted.config["embed_dim"] == 4
+    assert norms(converted.params) == pytest.approx(expected["backbone"])
