@@ -9,7 +9,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow parity lint golden bench compile-check venv clean
+.PHONY: run test test-slow parity lint config-page golden docs bench compile-check venv clean
 
 run: .venv/run
 	$(MAIN) --mode=train
@@ -32,9 +32,19 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python docs/config_page.py --check
+
+# docs/config.md, from opendet_jax/config.py.
+config-page: .venv/test
+	$(BIN)/python docs/config_page.py
 
 golden: .venv/test
 	$(BIN)/python -m tests.golden.parameters
+
+# NO_MKDOCS_2_WARNING: without it Material for MkDocs prints a page about its successor at every build.
+docs: .venv-docs/done
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "The documentation: site/index.html; with its search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
 # Beside PyTorch, on an otherwise quiet machine; it takes long. Writes docs/benchmarks.md and its pictures.
 bench: .venv/test
@@ -62,5 +72,13 @@ venv: .venv/test
 	.venv-compile/bin/pip install -q -r $<
 	touch $@
 
+# The site is made from the sources without importing them: it has the packages of the extra "docs" and no others.
+.venv-docs/done: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> .venv-docs/requirements.txt
+	.venv-docs/bin/pip install -q -r .venv-docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-compile runs
+	rm -rf .venv .venv-compile .venv-docs runs site

@@ -6,7 +6,7 @@
                  └────────┴──────────────────→ distiller → VL-prompts → name generator → names
 
 Every stage is a module that takes and returns a small dataclass, defined beside it; their annotated fields say what
-flows. Letters are those of docs/architecture.md.
+flows. Letters are those of docs/method.md#letters.
 
 Method: docs/method.md.
 """
