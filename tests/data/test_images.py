@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
-from opendet_jax.data.formats.records import Record
-from opendet_jax.data.images import ImageError, open_record, read_image
+from opendet_jax.data.formats.records import Dataset, Record, Stored
+from opendet_jax.data.images import ImageError, check_present, open_record, read_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -91,3 +92,83 @@ def test_record_of_another_size(tmp_path):
     record = Record(1, path, 6, 9, np.zeros((0, 4), np.float32), (), np.zeros(0, np.int64))
     with pytest.raises(ImageError, match=r"a\.png: is 9×6, its annotations say 6×9"):
         open_record(record)
+
+
+def data_set(folder, names, stored=None):
+    records = [
+        Record(i, folder / name, 9, 6, np.zeros((0, 4), np.float32), (), np.zeros(0, np.int64), stored)
+        for i, name in enumerate(names)
+    ]
+    return Dataset(folder / "a.json", tuple(records), ())
+
+
+def test_pictures_that_are_there(tmp_path, caplog):
+    logging.use_absl_handler()
+    saved(tmp_path, Image.fromarray(RGB))
+    check_present(data_set(tmp_path, ["a.png"] * 3), "data.train", 0.0)
+    check_present(data_set(tmp_path, []), "data.train", 0.0)
+    check_present(data_set(tmp_path, ["not a file"], Stored({}, 0)), "data.train", 0.0)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("max_missing", [0.0, 0.01, 0.49])
+def test_too_many_missing_pictures_are_an_error(tmp_path, max_missing):
+    saved(tmp_path, Image.fromarray(RGB))
+    with pytest.raises(ImageError) as error:
+        check_present(data_set(tmp_path, ["a.png"] * 8 + [f"{i}.png" for i in range(8)]), "data.train", max_missing)
+    message = f"config.data.train.images: 8 of the 16 pictures of {tmp_path}/a.json are not there; in {tmp_path} are "
+    assert str(error.value).startswith(message + "missing: 0.png, 1.png, 2.png, 3.png, 4.png, …")
+
+
+@pytest.mark.parametrize(("there", "missing", "max_missing"), [(8, 8, 0.5), (8, 1, 0.01), (1, 1, 0.001)])
+def test_few_missing_pictures_are_a_warning(tmp_path, there, missing, max_missing, caplog):
+    logging.use_absl_handler()
+    saved(tmp_path, Image.fromarray(RGB))
+    names = ["a.png"] * there + [f"{i}.png" for i in range(missing)]
+    check_present(data_set(tmp_path, names), "data.mixture[0]", max_missing)
+    assert f"config.data.mixture[0].images: {missing} of the {there + missing} pictures" in caplog.text
+
+
+def test_a_single_picture_that_is_missing(tmp_path):
+    with pytest.raises(ImageError, match=r"1 of the 1 pictures .* missing: a\.png"):
+        check_present(data_set(tmp_path, ["a.png"]), "data.eval", 0.5)
+    saved(tmp_path, Image.fromarray(RGB), "b.png")
+    with pytest.raises(ImageError, match=r"1 of the 2 pictures .* missing: a\.png"):
+        check_present(data_set(tmp_path, ["a.png", "b.png"]), "data.eval", 0.0)
+
+
+def test_of_many_pictures_a_sample_is_looked_for(tmp_path):
+    with pytest.raises(ImageError, match=r"10,000 of the 10,000 looked for, of 30,000, pictures of .* 0\.png, 3\.png"):
+        check_present(data_set(tmp_path, [f"{i}.png" for i in range(30_000)]), "data.train", 0.5)
+
+
+def unpack(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "name", "reason"),
+    [
+        ([], "train/a.jpg", "there is no folder images/train in {root}"),
+        (["images/b.txt"], "train/a.jpg", "there is no folder train in {root}/images"),
+        (["images/train2017.zip"], "a.jpg", "{root}/images/train2017.zip is there: has it been unpacked?"),
+        (["images/A.JPG"], "a.jpg", "A.JPG is there, which is spelled otherwise"),
+        (["images/e\u0301.jpg"], "\u00e9.jpg", "e\u0301.jpg is there, which is spelled otherwise"),
+        (["images/x/y/a.jpg"], "a.jpg", "{root}/images/x/y/a.jpg has its name: is this the folder?"),
+        (["images/c.jpg", "a.jpg"], "a.jpg", "{root}/a.jpg has its name: is this the folder?"),
+        (["images/c.jpg", "photos/a.jpg"], "a.jpg", "{root}/photos/a.jpg has its name: is this the folder?"),
+    ],
+)
+def test_why_pictures_are_missing(tmp_path, on_disk, name, reason):
+    unpack(tmp_path, *on_disk)
+    with pytest.raises(ImageError) as error:
+        check_present(data_set(tmp_path / "images", [name]), "data.train", 0.01)
+    assert str(error.value).endswith("; " + reason.format(root=tmp_path)), error.value
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ImageError, match=f"{tmp_path}/images is empty$"):
+        check_present(data_set(tmp_path / "images", ["a.jpg"]), "data.train", 0.01)

@@ -101,10 +101,19 @@ def test_bad_images_are_refused(detector, image, error, message):
 
 def test_other_things_are_no_images():
     """In a process of its own, without the type checks of the tests, which would be first to complain."""
-    code = "from opendet_jax.data.images import load_image; load_image(7)"
-    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "TypeError: an image is an array, a path or a PIL image, not int" in run.stderr
+    code = """
+import io, pathlib
+from opendet_jax.data.images import load_image
+for thing in (7, None, {}, [[1]], io.StringIO("a"), open(pathlib.__file__), pathlib.Path, (x for x in "a")):
+    try:
+        load_image(thing)
+    except TypeError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    wanted = "an image is an array, a path, a PIL image, the bytes of a file or a file opened for bytes ('rb'), not "
+    kinds = ("int", "NoneType", "dict", "list", "StringIO", "TextIOWrapper", "type", "generator")
+    assert run.stdout.splitlines() == [wanted + kind for kind in kinds]
 
 
 @pytest.mark.parametrize(
