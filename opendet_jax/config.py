@@ -220,6 +220,7 @@ class EvalConfig:
     query_slots: tuple[int, ...] = (100, 300)  # sizes of the decoder's programs; one more has all model.max_queries
     naming_chunks: tuple[int, ...] = (10, 30, 100)  # prompts that a device names in one call: least time, most memory
     limit: int = 0  # first N images only; 0 = all
+    clip_truth: bool = False  # true boxes clipped to their pictures; False: as written, as pycocotools has them
     pictures: int = 8  # images shown with truth beside prediction
 
 

@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--images", type=Path, metavar="DIR", help="the photographs: draws the best and the worst")
     top.add_argument("--minival", action="store_true", help="of LVIS's val only the images of COCO's val2017")
+    top.add_argument(
+        "--clip_truth",
+        action="store_true",
+        help="clip true boxes to their pictures, as in training; leave out those outside",
+    )
+    top.add_argument("--only_predicted", action="store_true", help="leave out images that have no detection in P")
     return top
 
 
@@ -52,7 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     out = options.out or options.predictions.with_name(f"{options.predictions.stem}_scores")
     try:
-        score_file(options.annotations, options.predictions, options.protocol, out, options.images, options.minival)
+        score_file(
+            annotations=options.annotations,
+            predictions=options.predictions,
+            protocol=options.protocol,
+            out=out,
+            images=options.images,
+            minival=options.minival,
+            clip_truth=options.clip_truth,
+            only_predicted=options.only_predicted,
+        )
     except (InputError, OSError) as error:  # OSError: the folder cannot be written
         sys.exit(f"error: {error}")
 

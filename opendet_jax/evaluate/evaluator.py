@@ -12,6 +12,7 @@ from opendet_jax.evaluate.greedy_matching import AT_50, match
 from opendet_jax.evaluate.localisation import Localisation
 from opendet_jax.evaluate.protocols import PER_IMAGE, CocoProtocol, LvisProtocols, Metrics, lvis_metrics
 from opendet_jax.evaluate.results import ScoredBoxes
+from opendet_jax.evaluate.shared_names import settle
 from opendet_jax.evaluate.truth import ImageTruth, Truth
 
 Protocol = Literal["lvis", "lvis_fixed", "coco"]
@@ -58,9 +59,10 @@ class Evaluator:
         detections: ScoredBoxes,
         boxes: ScoredBoxes | None = None,
         numbers: Int64[ndarray, " n"] | None = None,
-    ) -> None:
+    ) -> ScoredBoxes:
         """Detections of an image, and its distinct boxes, each as its best class (None: those of the detections).
 
+        Returns the detections with the classes that they were counted for: of a name that several bear, one.
         `numbers` are the detections' places in their file, which break ties between images (None: in the order in which
         they are added). Raises ValueError for an image that is not in the data set, or was added before.
         """
@@ -69,6 +71,8 @@ class Evaluator:
         if image_id in self._images:
             raise ValueError(f"image {image_id} is added twice")
         image = self.truth.images[image_id]
+        detections = settle(detections, image, self.truth)
+        boxes = detections.distinct_boxes() if boxes is None else settle(boxes, image, self.truth)
         if numbers is None:
             numbers = self._numbered + np.arange(len(detections))
             self._numbered += len(detections)
@@ -84,9 +88,10 @@ class Evaluator:
             self._lvis.add(known, Uncounted(category[~counts].astype(np.int32), score[~counts], numbers[~counts]))
         if self._coco:
             self._coco.add(known[known.rank < PER_IMAGE] if self._lvis else known)
-        self._localisation.add(image, detections.distinct_boxes() if boxes is None else boxes)
+        self._localisation.add(image, boxes)
         self._counted += np.bincount(known.category, minlength=len(self._counted))
         self._images[image_id] = _image_score(image_id, image, known)
+        return detections
 
     def finish(self) -> Evaluation:
         """The metrics, None where there is nothing to measure, and what they come from."""

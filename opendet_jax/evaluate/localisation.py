@@ -24,6 +24,9 @@ class Localisation:
             {name, *map(normalise_name, category.get("synonyms", ()))}
             for name, category in zip(self._names, truth.categories, strict=True)
         ]
+        # Classes of one name are one here, the first of them; those without a name are themselves.
+        first = {name: place for place, name in reversed([*enumerate(self._names)]) if name}
+        self._alike = np.array([first.get(name, place) for place, name in enumerate(self._names)] + [-1])
         self._kept: list[Outcomes] = []
         self._named = True  # whether every box has a name
         self.found, self.of_its_class, self._exact, self._synonymous = np.zeros((4, len(self._names)), np.int64)
@@ -45,7 +48,7 @@ class Localisation:
     def _judge(self, true: int, place: int, name: str | None) -> None:
         """A found object of class `true`, given the class `place` (−1: none) and `name`."""
         self.found[true] += 1
-        self.of_its_class[true] += place == true
+        self.of_its_class[true] += self._alike[place] == self._alike[true]
         if name is None:
             self.called[true, self._names[place] if place >= 0 else ""] += 1
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,15 +19,15 @@ from opendet_jax.checkpoints.restore import restore
 from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.config import Config
 from opendet_jax.data.datasets import load_evaluation
-from opendet_jax.data.formats.records import Dataset, Record
+from opendet_jax.data.formats.records import Dataset, Problems, Record
 from opendet_jax.data.images import open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.alignment import analyse
-from opendet_jax.evaluate.evaluator import Evaluator
-from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping
+from opendet_jax.evaluate.clipped_truth import EdgeEvaluator
+from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping, shared_names, shared_said
 from opendet_jax.evaluate.name_similarity import NameTexts, RememberingEncoder, load_encoder, name_texts
 from opendet_jax.evaluate.pictures import draw_alignment
 from opendet_jax.evaluate.protocols import PER_IMAGE
@@ -51,7 +52,7 @@ class Naming:
 
 
 def load_naming(dataset: Dataset, config: Config) -> Naming:
-    """What `config.eval` asks for, on the classes and names of a data set.
+    """What `config.eval` asks for, on the classes and names of a data set; logs the names that several classes bear.
 
     Raises:
         WeightsError: `eval.text_encoder` is needed and cannot be loaded.
@@ -66,6 +67,11 @@ def load_naming(dataset: Dataset, config: Config) -> Naming:
 
 def _mapping(dataset: Dataset, config: Config, encoder: RememberingEncoder | None) -> NameMapping:
     categories = [{"id": c.id, "name": c.name, "synonyms": c.synonyms} for c in dataset.categories]
+    if shared := shared_names(categories):
+        logging.warning(
+            "%s: %s; a detection counts for the one that has truth in its image, else for the first that has any",
+            *(dataset.annotations, shared_said(shared)),
+        )
     if config.eval.name_mapping == "exact":
         return ExactMapping(categories)
     assert encoder is not None, "Config.validate asks for eval.text_encoder"
@@ -97,15 +103,16 @@ def evaluate(
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
     shown: dict[int, Found] = {}
-    evaluator, boxes = Evaluator(lvis_truth(dataset)), 0
+    evaluator, boxes = _evaluator(dataset, config), 0
     with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
         for image_id, found in _detect(inference, dataset, config):
             image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
-            write(image.entries(PER_IMAGE))
-            evaluator.add(image_id, image.detections(), image.boxes())
+            settled = evaluator.add(image_id, image.detections(), image.boxes())
+            write(image.entries(PER_IMAGE, settled.category_ids))
             boxes += len(found.scores)
             if any(record.image_id == image_id for record in pictured):
                 shown[image_id] = found
+    evaluation, edges = evaluator.finish()
     metrics: dict[str, Any] = {
         "name_mapping": naming.mapping.title,
         "max_detections": config.eval.max_detections,  # 0 = all
@@ -113,7 +120,8 @@ def evaluate(
         "step": step,
         "images": len(dataset),
         "detections": boxes,
-        **evaluator.finish().metrics,
+        **evaluation.metrics,
+        **edges,
     }
     analysis = analyse(inference, dataset, config, naming.texts) if naming.texts else None
     if analysis:
@@ -131,6 +139,15 @@ def evaluate(
     if analysis:
         print(analysis, flush=True)
     return metrics
+
+
+def _evaluator(dataset: Dataset, config: Config) -> EdgeEvaluator:
+    """On the data set's truth; logs what of it is passed over, or used otherwise than it is written."""
+    problems = Problems()
+    truth = lvis_truth(dataset, problems=problems)
+    if problems.counts:
+        logging.warning("%s, the truth of the evaluation: %s", dataset.annotations, problems)
+    return EdgeEvaluator(truth, dataset, clipped=config.eval.clip_truth)
 
 
 def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[tuple[int, Found]]:

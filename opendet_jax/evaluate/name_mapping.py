@@ -18,6 +18,9 @@ from numpy import ndarray
 UNMAPPED = -1  # the id of a name that is no class
 LONGEST = 75  # characters of a generated name that are embedded
 KEPT = 15  # classes of a box
+NAMES_SAID = 10
+# The classes that a name may stand for: those of the first group of which any has an object, or else of the first.
+Bearers = tuple[tuple[int, ...], ...]
 Encode = Callable[[Sequence[str]], Float32[ndarray, "n E"]]  # texts to unit rows
 
 
@@ -25,8 +28,10 @@ Encode = Callable[[Sequence[str]], Float32[ndarray, "n E"]]  # texts to unit row
 class Classes:
     """The k classes of each of n boxes, the best first."""
 
-    ids: Int64[ndarray, "n k"]
+    ids: Int64[ndarray, "n k"]  # of a name that several classes bear, the first of these: shared_names.py chooses
     scores: Float32[ndarray, "n k"]  # of (box, class) as a detection
+    shared: Int64[ndarray, "n k"] | None = None  # the place of that name in `bearers`, −1: one class alone bears it
+    bearers: Sequence[Bearers] = ()
 
 
 @runtime_checkable
@@ -43,11 +48,33 @@ def normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
+def shared_names(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """The names that several classes bear, after `normalise_name`, and the classes' ids, rising."""
+    return {name: ids for name, ids in _by_name(categories).items() if len(ids) > 1}
+
+
+def shared_said(shared: Mapping[str, tuple[int, ...]]) -> str:
+    """What `shared_names` gives, for a message: the first ten."""
+    listed = ", ".join(f"{name!r} ({', '.join(map(str, ids))})" for name, ids in [*shared.items()][:NAMES_SAID])
+    return f"{len(shared)} names that several classes bear: {listed}{', …' if len(shared) > NAMES_SAID else ''}"
+
+
+def _by_name(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """The ids of the classes of each name, both in the order of ids. A class without a name is left out."""
+    ids: dict[str, tuple[int, ...]] = {}
+    for category in sorted(categories, key=lambda category: category["id"]):
+        name = normalise_name(category["name"])
+        if name:
+            ids[name] = (*ids.get(name, ()), category["id"])
+    return ids
+
+
 class ExactMapping:
     """The mapping "exact": a box is of the class whose name or synonym its best name equals, with score p.
 
-    Where a synonym of one class is the name of another, the name wins; of equal synonyms, the smaller id does. A name
-    that is no class has the id UNMAPPED.
+    Where a synonym of one class is the name of another that has an object, the name wins. Of several classes of one
+    name, or with one synonym, the objects decide (shared_names.py); where nothing is known of these, the smallest id
+    does. A name that is no class has the id UNMAPPED.
     """
 
     title = "exact"
@@ -55,20 +82,31 @@ class ExactMapping:
     def __init__(self, categories: Iterable[Mapping[str, Any]]):
         """`categories` have "id", "name" and, where known, "synonyms", as in LVIS's files."""
         ordered = sorted(categories, key=lambda category: category["id"])
-        self._class: dict[str, int] = {}
+        named = _by_name(ordered)
+        synonymous: dict[str, tuple[int, ...]] = {}
         for category in ordered:
-            self._class.setdefault(normalise_name(category["name"]), category["id"])
-        for category in ordered:
-            for synonym in category.get("synonyms", ()):
-                self._class.setdefault(normalise_name(synonym), category["id"])
+            for synonym in sorted({normalise_name(synonym) for synonym in category.get("synonyms", ())}):
+                if synonym and category["id"] not in named.get(synonym, ()):
+                    synonymous[synonym] = (*synonymous.get(synonym, ()), category["id"])
+        self._class: dict[str, tuple[int, int]] = {}  # id, place in `bearers`
+        self._bearers: list[Bearers] = []
+        for name in named | synonymous:
+            own, others = named.get(name, ()), synonymous.get(name, ())
+            ids = [*own, *others]
+            self._class[name] = (ids[0], len(self._bearers) if len(ids) > 1 else -1)
+            if len(ids) > 1:
+                self._bearers.append(tuple(group for group in (own, others) if group))
 
     def class_of(self, name: str) -> int:
         """The class's id, or UNMAPPED."""
-        return self._class.get(normalise_name(name), UNMAPPED)
+        return self._look_up(name)[0]
 
     def __call__(self, names: Sequence[Sequence[str]], scores: Float32[ndarray, " n"]) -> Classes:
-        ids = np.array([self.class_of(beams[0]) for beams in names], np.int64)
-        return Classes(ids[:, None], scores[:, None])
+        found = np.array([self._look_up(beams[0]) for beams in names], np.int64).reshape(-1, 2)
+        return Classes(found[:, :1], scores[:, None], found[:, 1:] if self._bearers else None, self._bearers)
+
+    def _look_up(self, name: str) -> tuple[int, int]:
+        return self._class.get(normalise_name(name), (UNMAPPED, -1))
 
 
 def generated_text(beams: Sequence[str]) -> str:
@@ -103,17 +141,25 @@ def most_similar_classes(
 
 
 class TextEncoderMapping:
-    """The mapping "text_encoder" onto the classes of a data set; of equally similar ones the smaller id goes first."""
+    """The mapping "text_encoder" onto the names of a data set's classes; of equally similar ones the smaller id goes
+    first. Classes of one name take one of the 15 places, and their objects decide (shared_names.py).
+    """
 
     title = "text_encoder"
 
     def __init__(self, categories: Iterable[Mapping[str, Any]], encode: Encode):
         """`categories` have "id" and "name", as in LVIS's files."""
-        ordered = sorted(categories, key=lambda category: category["id"])
-        self._ids = np.array([category["id"] for category in ordered], np.int64)
-        self._rows = encode([class_text(category["name"]) for category in ordered])
+        categories = list(categories)
+        written = {category["id"]: category["name"] for category in categories}
+        groups = list(_by_name(categories).values())
+        self._ids = np.array([ids[0] for ids in groups], np.int64)
+        self._rows = encode([class_text(written[ids[0]]) for ids in groups])
+        self._bearers: list[Bearers] = [(ids,) for ids in groups if len(ids) > 1]
+        several = np.array([len(ids) > 1 for ids in groups], np.bool_)
+        self._shared = np.where(several, np.cumsum(several) - 1, -1)
         self._encode = encode
 
     def __call__(self, names: Sequence[Sequence[str]], scores: Float32[ndarray, " n"]) -> Classes:
         places, class_scores = most_similar_classes(names, scores, self._rows, self._encode)
-        return Classes(self._ids[places], class_scores)
+        shared = self._shared[places] if self._bearers else None
+        return Classes(self._ids[places], class_scores, shared, self._bearers)

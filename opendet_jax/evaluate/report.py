@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from opendet_jax.data.formats.records import Dataset
-from opendet_jax.evaluate.evaluator import Evaluation, Evaluator, Protocol
+from opendet_jax.evaluate.clipped_truth import EdgeEvaluator, edges_said
+from opendet_jax.evaluate.evaluator import Evaluation, Protocol
 from opendet_jax.evaluate.greedy_matching import AREAS
+from opendet_jax.evaluate.name_mapping import shared_names, shared_said
 from opendet_jax.evaluate.pictures import best_and_worst, draw_ap_by_frequency, draw_names, draw_precision_recall, sheet
-from opendet_jax.evaluate.results import Results, read_results
-from opendet_jax.evaluate.truth import read_truth
+from opendet_jax.evaluate.results import Results, ResultsError, read_results
+from opendet_jax.evaluate.truth import Content, read_truth
 from opendet_jax.files import replacing, write_json
 
 _SIZES = ("APs", "APm", "APl")
@@ -32,30 +35,42 @@ def score_file(
     out: Path,
     images: Path | None = None,
     minival: bool = False,
+    clip_truth: bool = False,
+    only_predicted: bool = False,
 ) -> dict[str, Any]:
     """Writes metrics.json, tables and pictures to `out` and returns the metrics; best and worst images need `images`.
+
+    `clip_truth`: true boxes are clipped to their pictures (clipped_truth.py). `only_predicted`: images without a
+    detection are left out; otherwise they are counted and said, and their objects are missed.
 
     Raises:
         AnnotationError: the annotations, or one of them, cannot be used; the predictions are not json.
         ResultsError: a prediction cannot be scored.
         ImageError: an image to be drawn cannot be read.
     """
-    dataset, truth = read_truth(annotations, images or annotations.parent, minival)
+    dataset, truth, problems = read_truth(annotations, images or annotations.parent, minival)
     category_ids = {category.id for category in dataset.categories}
     results = read_results(predictions, {record.image_id for record in dataset.records}, category_ids)
+    if problems.counts:
+        _warn(f"{annotations}: {problems}")
+    if shared := shared_names(truth["categories"]):
+        _warn(f"{annotations}: {shared_said(shared)}; a detection counts for the class of its category_id")
     if not len(results):
-        print(f"warning: {predictions} holds no detection: every score is 0", file=sys.stderr)
-    evaluator = Evaluator(truth, protocol)
+        _warn(f"{predictions} holds no detection: every score is 0")
+    dataset, truth, missing = _of_predicted(dataset, truth, results, predictions, only_predicted)
+    evaluator = EdgeEvaluator(truth, dataset, protocol, clip_truth)
     for image_id, detections, numbers in tqdm(results.by_image(), desc="evaluate", unit="image", total=results.images):
         evaluator.add(image_id, detections, numbers=numbers)
-    evaluation = evaluator.finish()
+    evaluation, edges = evaluator.finish()
     metrics: dict[str, Any] = {
         "protocol": protocol,
         "annotations": str(annotations),
         "predictions": str(predictions),
         "images": len(dataset),
+        **missing,
         "detections": len(results),
         **evaluation.metrics,
+        **edges,
     }
     sheets = _example_sheets(dataset, results, evaluation) if images is not None else {}
     for name, picture in sheets.items():
@@ -65,8 +80,43 @@ def score_file(
     write_classes(evaluation, out / "classes.csv")
     write_names(evaluation, out / "names.csv")
     write_json(out / "metrics.json", metrics)
-    print(f"{len(dataset)} images, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
+    left_out = f" ({missing['images_left_out']} without a detection left out)" if "images_left_out" in missing else ""
+    print(f"{len(dataset)} images{left_out}, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
     return metrics
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _of_predicted(
+    dataset: Dataset, truth: Content, results: Results, predictions: Path, only: bool
+) -> tuple[Dataset, Content, dict[str, int]]:
+    """With `only` the truth of the images that have a detection; and what metrics.json has of the others.
+
+    Raises ResultsError where no image is left.
+    """
+    predicted = set(results.image_ids.tolist())
+    missing = len(dataset) - len(predicted)
+    if not missing:
+        return dataset, truth, {}
+    if not only:
+        if predicted:
+            objects = sum(a["image_id"] not in predicted and not a["ignore"] for a in truth["annotations"])
+            _warn(
+                f"{missing} of {len(dataset)} images have no detection in {predictions}: their {objects} objects are "
+                "missed (--only_predicted leaves such images out)"
+            )
+        return dataset, truth, {"images_without_detection": missing}
+    if not predicted:
+        raise ResultsError(f"{predictions}: holds no detection, and --only_predicted leaves no image")
+    records = tuple(record for record in dataset.records if record.image_id in predicted)
+    truth = {
+        "images": [image for image in truth["images"] if image["id"] in predicted],
+        "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in predicted],
+        "categories": truth["categories"],
+    }
+    return replace(dataset, records=records), truth, {"images_left_out": missing}
 
 
 def _draw(evaluation: Evaluation, protocol: Protocol, title: str, out: Path) -> None:
@@ -101,7 +151,8 @@ def summary(metrics: Mapping[str, Any], protocol: Protocol = "lvis") -> str:
         ("whatever the name", ("agnostic_AP", "agnostic_AP50", "agnostic_AR", "recall50")),
         ("names of boxes found", ("naming_accuracy", "exact_name_accuracy", "synonym_accuracy")),
     ]
-    return "\n".join(_line(title, {key: metrics[key] for key in keys}) for title, keys in rows)
+    lines = [_line(title, {key: metrics[key] for key in keys}) for title, keys in rows]
+    return "\n".join([*lines, *edges_said(metrics)])
 
 
 def _line(title: str, values: Mapping[str, float | None]) -> str:

@@ -4,7 +4,7 @@ those of any program read and checked.
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from opendet_jax.data.formats.json_stream import lists_of
 from opendet_jax.errors import InputError
-from opendet_jax.evaluate.name_mapping import UNMAPPED, Classes
+from opendet_jax.evaluate.name_mapping import UNMAPPED, Bearers, Classes
 from opendet_jax.evaluate.truth import is_box, is_number
 from opendet_jax.files import replacing
 from opendet_jax.inference import Found
@@ -33,13 +33,16 @@ class ScoredBoxes:
     boxes: Float64[ndarray, "n 4"]  # x, y, w, h in pixels
     scores: Float64[ndarray, " n"]
     names: list[str] | None = None  # what each was called, where that is known
+    shared: Int64[ndarray, " n"] | None = None  # as in `Classes`; None: the classes are settled
+    bearers: Sequence[Bearers] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, rows: Int64[ndarray, " k"]) -> "ScoredBoxes":
         names = None if self.names is None else [self.names[row] for row in rows.tolist()]
-        return ScoredBoxes(self.category_ids[rows], self.boxes[rows], self.scores[rows], names)
+        shared = None if self.shared is None else self.shared[rows]
+        return ScoredBoxes(self.category_ids[rows], self.boxes[rows], self.scores[rows], names, shared, self.bearers)
 
     def best_first(self) -> Int64[ndarray, " n"]:
         """Of equal scores the earlier is better."""
@@ -70,23 +73,29 @@ class ImageResults:
 
     def boxes(self) -> ScoredBoxes:
         """Each box as its best class, with its own score p."""
-        best = self.classes.ids[:, 0] if self.classes.ids.size else np.full(len(self.bboxes), UNMAPPED)
+        classes = self.classes
+        best = classes.ids[:, 0] if classes.ids.size else np.full(len(self.bboxes), UNMAPPED)
+        shared = None if classes.shared is None else classes.shared[:, 0]
         names = [beams[0] for beams in self.found.names]
-        return ScoredBoxes(best, self.bboxes, self.found.scores.astype(np.float64), names)
+        return ScoredBoxes(best, self.bboxes, self.found.scores.astype(np.float64), names, shared, classes.bearers)
 
     def detections(self) -> ScoredBoxes:
         """Every box as every class of its, best first; of equal scores the better box, then its better class."""
         box, rank = self._best_first
         names = [self.found.names[row][0] for row in box.tolist()]
-        scores = self.classes.scores[box, rank].astype(np.float64)
-        return ScoredBoxes(self.classes.ids[box, rank], self.bboxes[box], scores, names)
+        classes = self.classes
+        scores = classes.scores[box, rank].astype(np.float64)
+        shared = None if classes.shared is None else classes.shared[box, rank]
+        return ScoredBoxes(classes.ids[box, rank], self.bboxes[box], scores, names, shared, classes.bearers)
 
-    def entries(self, limit: int) -> list[Result]:
+    def entries(self, limit: int, category_ids: Int64[ndarray, " m"] | None = None) -> list[Result]:
         """The `limit` best detections for a file; category_id −1 says that the name is no class.
 
-        Names and their scores run from best to worst beam and are those of the box, whichever its class.
+        `category_ids` are those of all `detections`, once they are settled (None: as they are). Names and their scores
+        run from best to worst beam and are those of the box, whichever its class.
         """
         box, rank = (column[:limit] for column in self._best_first)
+        settled = self.classes.ids[box, rank] if category_ids is None else category_ids[:limit]
         name_scores = self.found.name_scores.astype(np.float64).round(5).tolist()
         return [
             {
@@ -99,7 +108,7 @@ class ImageResults:
             }
             for row, category_id, bbox, score in zip(
                 box.tolist(),
-                self.classes.ids[box, rank].tolist(),
+                settled.tolist(),
                 self.bboxes[box].tolist(),
                 self.classes.scores[box, rank].tolist(),
                 strict=True,

@@ -16,7 +16,8 @@ from numpy import ndarray
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.data.formats.lvis_form import lvis_form
-from opendet_jax.data.formats.records import Dataset
+from opendet_jax.data.formats.optional_fields import flag
+from opendet_jax.data.formats.records import Dataset, Problems
 from opendet_jax.evaluate.greedy_matching import AREAS, AT_50, THRESHOLDS, TruthBoxes, within_areas
 
 SEEN_GROUPS = ("r", "c", "f", "")  # whose classes are part of AP
@@ -48,7 +49,7 @@ class Truth:
     def __init__(self, content: Mapping[str, Any], federated: bool = True):
         categories = {category["id"]: category for category in content["categories"]}
         self.categories = [categories[key] for key in sorted(categories)]
-        self._category_ids = np.array(sorted(categories), np.int64)
+        self.category_ids = np.array(sorted(categories), np.int64)
         images = {image["id"]: image for image in content["images"]}
         self.image_ids = sorted(images)
         inside: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in self.image_ids}
@@ -69,10 +70,10 @@ class Truth:
 
     def places(self, category_ids: Int64[ndarray, " n"]) -> Int64[ndarray, " n"]:
         """Of each class its place among all, by id; −1 for what is no class."""
-        if not len(self._category_ids):
+        if not len(self.category_ids):
             return np.full(len(category_ids), -1)
-        places = np.searchsorted(self._category_ids, category_ids).clip(max=len(self._category_ids) - 1)
-        return np.where(self._category_ids[places] == category_ids, places, -1)
+        places = np.searchsorted(self.category_ids, category_ids).clip(max=len(self.category_ids) - 1)
+        return np.where(self.category_ids[places] == category_ids, places, -1)
 
     def mask(self, places: Int64[ndarray, " k"]) -> Bool[ndarray, " classes"]:
         """Whether a class is one of `places`; never for −1, which is the last."""
@@ -129,37 +130,30 @@ def wanted(images: Sequence[TruthBoxes], classes: int) -> Int64[ndarray, "C area
     return counts
 
 
-def lvis_truth(dataset: Dataset, strict: bool = False) -> Content:
+def lvis_truth(dataset: Dataset, strict: bool = False, problems: Problems | None = None) -> Content:
     """Images, annotations and categories in LVIS's form, of the data set's images only, with the json's own areas.
 
     A json in COCO's form says everything about every image: a class without a box there is absent. Its crowd regions
     are neither to be found nor a mistake. A box without area counts as an object that nothing finds, as in the lvis and
-    pycocotools packages. An annotation that cannot be used is passed over or, if `strict`, an error.
+    pycocotools packages. An annotation that cannot be used is passed over or, if `strict`, an error; one of a class
+    without a name is passed over too, as nothing can be called it, but not if `strict`. What is passed over, or used
+    otherwise than it is written, is counted in `problems`.
     Raises AnnotationError.
     """
+    problems = Problems() if problems is None else problems
     content = {part: list(entries) for part, entries in lvis_form(dataset)}
-    classes = [category.id for category in dataset.categories]
-    wanted = {record.image_id for record in dataset.records}
-    images = [
-        {
-            "id": image["id"],
-            "neg_category_ids": _classes(dataset, image, "neg_category_ids", classes),
-            "not_exhaustive_category_ids": _classes(dataset, image, "not_exhaustive_category_ids", []),
-        }
-        for image in content["images"]
-        if image["id"] in wanted
-    ]
+    classes = [category.id for category in dataset.categories]  # one list for all images that have none
+    known, wanted = set(classes), {record.image_id for record in dataset.records}
+    images = []
+    for image in content["images"]:
+        if image["id"] in wanted:
+            absent = _classes(dataset, image, "neg_category_ids", known, problems)
+            lenient = _classes(dataset, image, "not_exhaustive_category_ids", known, problems)
+            absent = classes if absent is None else absent
+            images.append({"id": image["id"], "neg_category_ids": absent, "not_exhaustive_category_ids": lenient or []})
     annotations = [
-        {
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": annotation["bbox"],
-            "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-            "ignore": int(bool(annotation.get("iscrowd") or annotation.get("ignore"))),
-            "iscrowd": int(bool(annotation.get("iscrowd"))),
-        }
-        for annotation in _usable(dataset, content["annotations"], strict)
-        if annotation["image_id"] in wanted
+        _object(annotation, where, problems)
+        for where, annotation in _usable(dataset, content["annotations"], strict, problems)
     ]
     categories = [
         {"id": c.id, "name": c.name, "synonyms": list(c.synonyms), "frequency": c.frequency} for c in dataset.categories
@@ -167,15 +161,19 @@ def lvis_truth(dataset: Dataset, strict: bool = False) -> Content:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_truth(annotations: Path, images: Path, minival: bool) -> tuple[Dataset, Content]:
-    """Annotations in any form of `read_annotations`, every one of which must be usable. Raises AnnotationError."""
+def read_truth(annotations: Path, images: Path, minival: bool) -> tuple[Dataset, Content, Problems]:
+    """Annotations in any form of `read_annotations`, every one of which must be usable; what `lvis_truth` counted.
+
+    Raises AnnotationError.
+    """
     dataset, problems = read_annotations(annotations, images, minival=minival)
     for kind in ("unknown image id", "unknown category id"):
         if kind in problems.counts:
             raise AnnotationError(f"{annotations}: {kind}: {problems.examples[kind][0]}")
     if not len(dataset):
         raise AnnotationError(f"{annotations}: there is no image to evaluate on")
-    return dataset, lvis_truth(dataset, strict=True)
+    problems = Problems()
+    return dataset, lvis_truth(dataset, strict=True, problems=problems), problems
 
 
 def is_number(value: Any) -> bool:
@@ -188,31 +186,76 @@ def is_box(bbox: Any) -> bool:
     return isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)) and min(bbox[2:]) >= 0
 
 
-def _usable(dataset: Dataset, annotations: list[dict[str, Any]], strict: bool) -> Iterator[dict[str, Any]]:
-    classes = {category.id for category in dataset.categories}
+def _usable(
+    dataset: Dataset, annotations: list[dict[str, Any]], strict: bool, problems: Problems
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each with how messages name it."""
+    names = {category.id: category.name for category in dataset.categories}
     ids = set()
     for annotation in annotations:
-        problem = ""
+        kind, fault = "", ""
         category_id, number = annotation["category_id"], annotation.get("id")
-        if type(category_id) is not int or category_id not in classes:
-            problem = f"unknown category id {category_id!r:.40}"
+        if type(category_id) is not int or category_id not in names:
+            kind, fault = "unknown category id", f"unknown category id {category_id!r:.40}"
         elif not is_box(annotation["bbox"]):
-            problem = f"bbox {annotation['bbox']!r:.80} is not x, y, width, height"
-        elif not is_number(annotation.get("area", 0)) or annotation.get("area", 0) < 0:
-            problem = f"area is {annotation['area']!r:.40}"
+            kind, fault = "box that is none", f"bbox {annotation['bbox']!r:.80} is not x, y, width, height"
+        elif not strict and not names[category_id]:
+            kind, fault = "class without a name", f"class {category_id}"
         elif strict and type(number) is int:
-            problem = "the id occurs twice" if number in ids else ""
+            kind = fault = "the id occurs twice" if number in ids else ""
             ids.add(number)
-        if not problem:
-            yield annotation
+        where = f"annotation {number!r:.40} of image {annotation['image_id']}"
+        if not kind:
+            yield where, annotation
         elif strict:
-            where = f"annotation {number!r:.40} of image {annotation['image_id']}"
-            raise AnnotationError(f"{dataset.annotations}: {where}: {problem}")
+            raise AnnotationError(f"{dataset.annotations}: {where}: {fault}")
+        else:
+            problems.add(f"{kind}, passed over", f"{where}: {fault}")
 
 
-def _classes(dataset: Dataset, image: dict[str, Any], field: str, default: list[int]) -> list[int]:
-    """Lists of LVIS's images; one list for all images that do not have it."""
-    classes = image.get(field, default)
-    if isinstance(classes, list) and all(type(number) is int for number in classes):
-        return classes
-    raise AnnotationError(f"{dataset.annotations}: image {image['id']}: {field} is {classes!r:.40}, not a list of ids")
+def _object(annotation: dict[str, Any], where: str, problems: Problems) -> dict[str, Any]:
+    crowd = flag(annotation, "iscrowd", problems, where)
+    ignored = flag(annotation, "ignore", problems, where) or crowd
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": annotation["bbox"],
+        "area": _area(annotation, where, problems),
+        "ignore": int(ignored),
+        "iscrowd": int(crowd),
+    }
+
+
+def _area(annotation: dict[str, Any], where: str, problems: Problems) -> float:
+    """The json's, or the box's where that is missing or none. What is beyond the ranges of AREAS is ignored."""
+    width, height = annotation["bbox"][2:]
+    of_box, given = float(width) * float(height), annotation.get("area")
+    largest = AREAS["all"][1]
+    if given is None:
+        area = of_box
+    elif is_number(given) and 0 <= given <= max(largest, of_box):
+        area = float(given)
+    else:
+        problems.add("area that is none, the box's taken", f"{where}: {given!r:.40}")
+        area = of_box
+    if area > largest:
+        problems.add("larger than 1e10 square pixels, ignored", f"{where}: {area:g}")
+    return area
+
+
+def _classes(
+    dataset: Dataset, image: dict[str, Any], field: str, known: set[int], problems: Problems
+) -> list[int] | None:
+    """One of the lists of LVIS's images, or None."""
+    listed = image.get(field)
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not all(type(number) is int for number in listed):
+        raise AnnotationError(
+            f"{dataset.annotations}: image {image['id']}: {field} is {listed!r:.40}, not a list of ids"
+        )
+    if known.issuperset(listed):
+        return listed
+    unknown = [number for number in listed if number not in known]
+    problems.add(f"unknown category id in {field}, left out", f"image {image['id']}: {unknown[0]!r:.40}", len(unknown))
+    return [number for number in listed if number in known]

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from opendet_jax.data.formats.json_source import read_json
+from opendet_jax.evaluate.truth import lvis_truth
 from tests.evaluate.made_up import detections_like, exact_detections, metrics, random_truth, small_truth
 from tests.evaluate.packages import COCO_KEYS, run_coco
 
@@ -100,3 +102,22 @@ def test_class_agnostic_numbers_equal_pycocotools(tmp_path, seed):
     theirs = {key: theirs[key] for key in ("AP", "AP50", "AP75", "AR", "ARs", "ARm", "ARl")}
     for results in (found, found + [{**d, "category_id": 2, "score": d["score"] / 2} for d in found]):
         assert_equal(metrics(truth, results), theirs, "agnostic_")
+
+
+@pytest.mark.parametrize("protocol", ["lvis", "coco"])
+def test_annotation_ids_from_0_give_the_numbers_of_ids_from_1(tmp_path, protocol):
+    """pycocotools takes an id of 0 for "no match", and never finds that object."""
+    rng = np.random.default_rng(6)
+    truth = without_frequencies(random_truth(rng, crowds=0.1))
+    found = exact_detections(truth)
+    numbers = {}
+    for first in (0, 1):
+        for number, annotation in enumerate(truth["annotations"], first):
+            annotation["id"] = number
+        (tmp_path / f"{first}.json").write_text(json.dumps(truth))
+        dataset, problems = read_json(tmp_path / f"{first}.json", tmp_path)
+        assert problems.counts.keys() <= {"crowd region"}
+        numbers[first] = metrics(lvis_truth(dataset), found, protocol)
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["AP"] == pytest.approx(run_coco(tmp_path / "1.json", found)["AP"], abs=1e-9)
+    assert numbers[0]["AP"] > run_coco(tmp_path / "0.json", found)["AP"]

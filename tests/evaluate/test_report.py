@@ -154,3 +154,60 @@ def test_numbers_do_not_depend_on_the_order_of_images(folder, tmp_path):
     truth, found = load(folder / "lvis.json"), load(folder / "p.json")
     order = sorted(found, key=lambda detection: -detection["image_id"])
     assert metrics(truth, order) == metrics(truth, found)
+
+
+PARTIAL = "5 of 7 images have no detection in "
+
+
+def test_images_without_a_detection_are_counted_and_said(folder, tmp_path, capsys):
+    """Their objects are missed, unless only the others are asked for."""
+    truth, found = load(folder / "lvis.json"), load(folder / "p.json")
+    kept = {image["id"] for image in truth["images"][:2]}
+    (tmp_path / "p.json").write_text(json.dumps([d for d in found if d["image_id"] in kept]))
+    arguments = [f"--annotations={folder}/lvis.json", f"--predictions={tmp_path}/p.json"]
+    main([*arguments, f"--out={tmp_path}/all"])
+    missed = sum(a["image_id"] not in kept and not a["iscrowd"] for a in truth["annotations"])
+    said = f"{tmp_path}/p.json: their {missed} objects are missed (--only_predicted leaves such images out)"
+    assert f"warning: {PARTIAL}{said}" in capsys.readouterr().err
+    every = load(tmp_path / "all/metrics.json")
+    assert (every["images"], every["images_without_detection"]) == (7, 5)
+    main([*arguments, f"--out={tmp_path}/part", "--only_predicted", f"--images={folder}/images"])
+    printed = capsys.readouterr()
+    assert "2 images (5 without a detection left out), " in printed.out
+    assert "warning" not in printed.err
+    part = load(tmp_path / "part/metrics.json")
+    assert (part["images"], part["images_left_out"]) == (2, 5)
+    assert every["AP"] < part["AP"]
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    for key, value in run_lvis(tmp_path / "truth.json", load(tmp_path / "p.json")).items():
+        assert part[key] == (None if value is None else pytest.approx(value, abs=1e-9)), key
+    main([f"--annotations={tmp_path}/truth.json", *arguments[1:], f"--out={tmp_path}/whole"])
+    assert "warning" not in capsys.readouterr().err
+    whole = load(tmp_path / "whole/metrics.json")
+    assert not {"images_without_detection", "images_left_out"} & whole.keys()
+    assert whole["AP"] == part["AP"]
+
+
+def test_only_predicted_images_of_no_detection_are_none(folder, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    arguments = [f"--annotations={folder}/lvis.json", f"--predictions={tmp_path}/none.json", "--only_predicted"]
+    with pytest.raises(SystemExit, match=r"none\.json: holds no detection, and --only_predicted leaves no image"):
+        main([*arguments, f"--out={tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_unusable_in_the_truth_is_said(folder, tmp_path, capsys):
+    truth = load(folder / "lvis.json")
+    for annotation, area in zip(truth["annotations"], ("900", float("nan"), -1, None), strict=False):
+        annotation["area"] = area
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    main([f"--annotations={tmp_path}/truth.json", f"--predictions={folder}/p.json", f"--out={tmp_path}/out"])
+    assert "truth.json: 3 × area that is none, the box's taken (annotation 1 of image " in capsys.readouterr().err
+    for annotation in truth["annotations"][:4]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    (tmp_path / "right.json").write_text(json.dumps(truth))
+    main([f"--annotations={tmp_path}/right.json", f"--predictions={folder}/p.json", f"--out={tmp_path}/right"])
+    ours, right = (load(tmp_path / name / "metrics.json") for name in ("out", "right"))
+    assert {**ours, "annotations": ""} == {**right, "annotations": ""}

@@ -15,11 +15,13 @@ import numpy as np
 from opendet_jax.data.formats.image_folder import ImageFolder, url_folder
 from opendet_jax.data.formats.json_stream import AnnotationError, lists_of
 from opendet_jax.data.formats.objects import LARGEST_SIDE, AnnotationReader, Names, clean_text
+from opendet_jax.data.formats.optional_fields import flag, frequency, written_names
 from opendet_jax.data.formats.records import Category, Dataset, Problems
 
 PARTS = ("images", "annotations", "categories")
 NAME_FIELDS = ("names", "caption_with_token", "object_name", "caption")  # of an annotation; the first that is there
 MINIVAL_FOLDER = "val2017"  # of COCO's; LVIS's val has images of train2017 too
+NO_CLASS = -1  # in results: a name that is no class
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -29,7 +31,8 @@ def read_json(
     """The data set of a json and the folder of its images (whose files are not opened here), and what was passed over.
 
     A box's names are those in the `name_field` of its annotation (default: the first of NAME_FIELDS that it has), a
-    list or comma-separated, where it has that field, otherwise its category's name with underscores as spaces.
+    list or comma-separated, where it has that field, otherwise its category's name with underscores as spaces. An
+    optional field that is null is absent.
     `minival` keeps the images whose coco_url lies in COCO's val2017. The json is read twice, entry by entry, so that
     memory holds the records only.
     Raises AnnotationError.
@@ -109,6 +112,7 @@ def _read_header(path: Path, folder: ImageFolder, minival: bool, problems: Probl
     for part in PARTS:
         if part not in parts:
             raise AnnotationError(f"{path}: has no list {part!r}")
+    count_repeated_files(header.images, problems)
     return header
 
 
@@ -116,15 +120,21 @@ def _add_categories(path: Path, entries: Iterable[Any], header: _Header, problem
     for i, entry in enumerate(entries):
         where = place("categories", i, entry)
         number = integer(path, where, entry, "id")
+        if number == NO_CLASS:
+            raise AnnotationError(f"{path}: {where}: field 'id' is −1, which stands for names that are no class")
         name = readable_name(text(path, where, entry, "name"))
-        synonyms = entry.get("synonyms") or ()
-        if not isinstance(synonyms, list | tuple):
-            raise AnnotationError(f"{path}: {where}: field 'synonyms' is {synonyms!r:.40}, not a list")
-        category = Category(
-            number, name, tuple(readable_name(str(s)) for s in synonyms), clean_text(str(entry.get("frequency") or ""))
-        )
+        category = Category(number, name, _synonyms(path, where, entry), frequency(entry, problems, where))
         if header.categories.setdefault(number, category) is not category:
             _repeated(path, where, header.categories[number] == category, problems, "category")
+
+
+def _synonyms(path: Path, where: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Without nulls and empty ones."""
+    value = entry.get("synonyms")
+    listed = [] if value is None else value
+    if not isinstance(listed, list) or not all(synonym is None or isinstance(synonym, str) for synonym in listed):
+        raise AnnotationError(f"{path}: {where}: field 'synonyms' is {value!r:.40}, not a list of strings")
+    return tuple(clean for synonym in listed if synonym is not None and (clean := readable_name(synonym)))
 
 
 def _repeated(path: Path, where: str, same: bool, problems: Problems, what: str) -> None:
@@ -140,11 +150,12 @@ def _add_images(
         where = place("images", i, entry)
         number = integer(path, where, entry, "id")
         width, height = (side(path, where, entry, name) for name in ("width", "height"))
-        if "file_name" not in entry and "coco_url" not in entry:
+        named, linked = (entry.get(name) is not None for name in ("file_name", "coco_url"))
+        if not named and not linked:
             raise AnnotationError(f"{path}: {where} has no field 'file_name' and no 'coco_url'")
-        url = text(path, where, entry, "coco_url") if "coco_url" in entry or minival else ""
-        name = text(path, where, entry, "file_name") if "file_name" in entry else ""
-        if "file_name" in entry and not name:
+        url = text(path, where, entry, "coco_url") if linked or minival else ""
+        name = text(path, where, entry, "file_name") if named else ""
+        if named and not name:
             raise AnnotationError(f"{path}: {where}: '' is not a path inside the image folder")
         objects = AnnotationReader(folder.find(name, url, f"{path}: {where}"), width, height)
         if minival and url_folder(url) != MINIVAL_FOLDER:
@@ -169,7 +180,7 @@ class _Annotations:
         for i, entry in enumerate(entries):
             self._add(place("annotations", i, entry), entry)
             number = entry.get("id")
-            if isinstance(number, int) and number in _INT64:
+            if type(number) is int and number in _INT64:
                 ids.append(number)
         count_repeated(ids, self._problems, "annotation id")
 
@@ -183,21 +194,36 @@ class _Annotations:
             self._problems.add("unknown image id", f"{where}: {image_id!r:.40}")
         elif type(category_id) is not int or category_id not in self._header.categories:
             self._problems.add("unknown category id", f"{where}: {category_id!r:.40}")
-        elif entry.get("iscrowd"):
+        elif flag(entry, "iscrowd", self._problems, where):
             self._problems.add("crowd region", where)
-        else:
-            names = self._names(self._written_names(entry, category_id), self._problems, where)
-            if names:
-                self._header.images[image_id].add(bbox, names, category_id, self._problems, where)
+        elif names := self._names_of(where, entry, category_id):
+            self._header.images[image_id].add(bbox, names, category_id, self._problems, where)
 
-    def _written_names(self, entry: Mapping[str, Any], category_id: int) -> Sequence[str]:
-        name_field = next((name for name in self._fields if name in entry), None)
-        if name_field is None:
+    def _names_of(self, where: str, entry: Mapping[str, Any], category_id: int) -> tuple[str, ...]:
+        """Empty, and counted, where there is none."""
+        value = next((entry[name] for name in self._fields if entry.get(name) is not None), None)
+        if value is None:
             self.nameless += 1
-            return (self._header.categories[category_id].name,)
+            return self._names((self._header.categories[category_id].name,), self._problems, where)
         self.named += 1
-        value = entry[name_field] or ""
-        return [str(part) for part in value] if isinstance(value, list) else str(value).split(",")
+        written = written_names(value)
+        if written is None:
+            self._problems.add("name is not text", f"{where}: {value!r:.40}")
+            return ()
+        return self._names(written, self._problems, where)
+
+
+def count_repeated_files(images: Mapping[int, AnnotationReader], problems: Problems) -> None:
+    """Files that are the picture of several image ids, which are kept."""
+    names = np.fromiter((hash(objects.path.name) for objects in images.values()), np.int64, len(images))
+    values, counts = np.unique(names, return_counts=True)
+    again = set(values[counts > 1].tolist())  # few: paths are compared for these only
+    first: dict[Path, int] = {}
+    for image_id, objects in images.items():
+        if again and hash(objects.path.name) in again:
+            other = first.setdefault(objects.path, image_id)
+            if other != image_id:
+                problems.add("file of another image id too, image kept", f"{objects.path}: images {other}, {image_id}")
 
 
 def count_repeated(ids: array, problems: Problems, what: str) -> None:

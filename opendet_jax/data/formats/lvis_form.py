@@ -46,16 +46,12 @@ def _copied(dataset: Dataset) -> Iterator[tuple[str, Iterable[Any]]]:
     kept = {record.image_id for record in dataset.records}
     wanted: dict[str, Callable[[Any], bool]] = {
         "images": lambda entry: entry["id"] in kept,
-        "annotations": lambda entry: _hashable(entry["image_id"]) and entry["image_id"] in kept,
+        "annotations": lambda entry: type(entry["image_id"]) is int and entry["image_id"] in kept,
         "categories": lambda entry: True,
     }
     for part, entries in lists_of(dataset.annotations):
         if part in PARTS:
             yield part, (_without_masks(entry) for entry in entries if wanted[part](entry))
-
-
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, list | dict)
 
 
 def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:

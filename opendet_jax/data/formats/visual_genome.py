@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opendet_jax.data.formats.image_folder import ImageFolder
-from opendet_jax.data.formats.json_source import count_repeated, field_of, integer, side, text
+from opendet_jax.data.formats.json_source import count_repeated, count_repeated_files, field_of, integer, side, text
 from opendet_jax.data.formats.json_stream import AnnotationError, lists_of
 from opendet_jax.data.formats.objects import AnnotationReader, Names
 from opendet_jax.data.formats.records import Category, Dataset, Problems
@@ -36,6 +36,7 @@ def read_visual_genome(annotations: str | Path, images: str | Path) -> tuple[Dat
             for i, entry in enumerate(entries):
                 reader.add(f"[{i}]", entry)
     count_repeated(reader.ids, problems, "object id")
+    count_repeated_files(reader.images, problems)
     every_name = sorted({name for objects in reader.images.values() for names in objects.names for name in names})
     category_of = {name: number for number, name in enumerate(every_name, 1)}
     records = tuple(objects.record(image_id, category_of) for image_id, objects in reader.images.items())
@@ -85,13 +86,15 @@ class _Entries:
         if not isinstance(listed, list):
             raise AnnotationError(f"{self._path}: {where}: field 'objects' is {listed!r:.40}, not a list")
         if image_id not in self._sizes:
-            return self._problems.add(f"image that is not in {IMAGE_DATA}", where)
+            self._problems.add(f"image that is not in {IMAGE_DATA}", where)
+            if listed:
+                self._problems.add(f"object of an image that is not in {IMAGE_DATA}", where, len(listed))
+            return
         if image_id in self.images:
             self._problems.add("repeated image, its objects added to the first", where)
         objects = self.images.setdefault(image_id, AnnotationReader(*self._sizes[image_id]))
         for i, described in enumerate(listed):
             self._add_object(objects, f"{where}.objects[{i}]", described)
-        return None
 
     def _add_object(self, objects: AnnotationReader, where: str, described: Any) -> None:
         number = integer(self._path, where, described, _id_field(described, "object_id"))

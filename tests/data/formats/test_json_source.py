@@ -89,7 +89,19 @@ def without(entry, field):
         (
             "categories",
             {**CATEGORY, "synonyms": "bus"},
-            r"categories\[0\] \(id 3\): field 'synonyms' is 'bus', not a list",
+            r"categories\[0\] \(id 3\): field 'synonyms' is 'bus', not a list of strings",
+        ),
+        (
+            "categories",
+            {**CATEGORY, "synonyms": ["bus", 5]},
+            r"categories\[0\] \(id 3\): field 'synonyms' is \['bus', 5\], not a list of strings",
+        ),
+        ("categories", {**CATEGORY, "id": -1}, r"categories\[0\] \(id -1\): field 'id' is −1, which stands for names"),
+        ("categories", {**CATEGORY, "name": None}, r"categories\[0\] \(id 3\): field 'name' is None, not a string"),
+        (
+            "images",
+            {**IMAGE, "file_name": None, "coco_url": None},
+            r"images\[0\] \(id 7\) has no field 'file_name' and no 'coco_url'",
         ),
         ("images", "a.jpg", r"images\[0\] has no field 'id'"),
         ("categories", without(CATEGORY, "name"), r"categories\[0\] \(id 3\) has no field 'name'"),
@@ -163,7 +175,20 @@ def test_missing_file(tmp_path):
         ({"image_id": {"id": 7}}, "unknown image id"),
         ({"category_id": 4}, "empty name"),
         ({"caption": " , "}, "empty name"),
+        ({"caption": []}, "empty name"),
+        ({"names": ["", None]}, "empty name"),
+        ({"names": {}}, "name is not text"),
+        ({"names": 5.5}, "name is not text"),
+        ({"names": float("nan")}, "name is not text"),
+        ({"names": False}, "name is not text"),
+        ({"names": ["bus", ["coach"]]}, "name is not text"),
+        ({"image_id": None}, "unknown image id"),
+        ({"image_id": 7.0}, "unknown image id"),
+        ({"category_id": None}, "unknown category id"),
+        ({"bbox": None}, "box is not four finite numbers"),
         ({"iscrowd": 1}, "crowd region"),
+        ({"iscrowd": "1"}, "crowd region"),
+        ({"iscrowd": True}, "crowd region"),
     ],
 )
 def test_unusable_annotations_are_passed_over_and_counted(tmp_path, change, kind):
@@ -174,6 +199,90 @@ def test_unusable_annotations_are_passed_over_and_counted(tmp_path, change, kind
     assert problems.counts == {kind: 1}
     assert "annotations[0] (id 55)" in str(problems)
     assert kind in str(problems)
+
+
+OPTIONAL = {
+    "images": (IMAGE, ("coco_url", "license", "neg_category_ids", "not_exhaustive_category_ids")),
+    "annotations": (ANNOTATION, ("id", "iscrowd", "ignore", "area", "names", "caption_with_token", "caption")),
+    "categories": (CATEGORY, ("synonyms", "frequency", "supercategory")),
+}
+
+
+@pytest.mark.parametrize(("part", "field"), [(part, field) for part in OPTIONAL for field in OPTIONAL[part][1]])
+def test_an_optional_field_that_is_null_is_absent(tmp_path, part, field):
+    entry = without(OPTIONAL[part][0], field)
+    (absent, _), (null, problems) = (
+        read_json(write(tmp_path, **{part: [changed]}), tmp_path) for changed in (entry, {**entry, field: None})
+    )
+    assert problems.counts == {}
+    assert null.categories == absent.categories
+    [ours], [theirs] = null.records, absent.records
+    assert (ours.path, ours.names, ours.boxes.tolist()) == (theirs.path, theirs.names, theirs.boxes.tolist())
+
+
+def test_a_file_name_that_is_null_is_that_of_the_url(tmp_path):
+    image = {**IMAGE, "file_name": None, "coco_url": "http://x/val2017/b.jpg"}
+    assert read_json(write(tmp_path, [image]), tmp_path)[0].records[0].path == tmp_path / "b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"names": None, "object_name": "coach"}, ("coach",)),
+        ({"names": 0}, ("0",)),
+        ({"names": ["bus", None, " ", 7]}, ("bus", "7")),
+    ],
+)
+def test_names_that_are_null_or_numbers(tmp_path, fields, names):
+    dataset, problems = read_json(write(tmp_path, annotations=[{**ANNOTATION, **fields}]), tmp_path)
+    assert dataset.records[0].names == (names,)
+    assert problems.counts == {}
+
+
+def test_a_field_of_names_that_is_null_everywhere_is_missing(tmp_path):
+    path = write(tmp_path, annotations=[{**ANNOTATION, "label": None}])
+    with pytest.raises(AnnotationError, match="no annotation has the field 'label'"):
+        read_json(path, tmp_path, name_field="label")
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", "false", "", 0.0, False, None])
+def test_what_is_no_crowd(tmp_path, value):
+    dataset, problems = read_json(write(tmp_path, annotations=[{**ANNOTATION, "iscrowd": value}]), tmp_path)
+    assert len(dataset.records[0].boxes) == 1
+    assert problems.counts == {}
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, -1, float("nan"), [1], {}])
+def test_what_is_neither_a_crowd_nor_none_is_kept_and_counted(tmp_path, value):
+    dataset, problems = read_json(write(tmp_path, annotations=[{**ANNOTATION, "iscrowd": value}]), tmp_path)
+    assert len(dataset.records[0].boxes) == 1
+    assert problems.counts == {"iscrowd is neither 0 nor 1, taken as 0, box kept": 1}
+
+
+@pytest.mark.parametrize("value", ["rare", 3, float("nan"), ["r"], {}, True])
+def test_a_group_of_frequency_that_is_none_is_counted(tmp_path, value):
+    dataset, problems = read_json(write(tmp_path, categories=[{**CATEGORY, "frequency": value}]), tmp_path)
+    assert dataset.categories[0].frequency == ""
+    assert problems.counts == {"frequency is not r, c, f or u, category kept without": 1}
+
+
+def test_empty_synonyms_are_left_out(tmp_path):
+    synonyms = [None, "", " _ ", "auto_bus"]
+    dataset, _ = read_json(write(tmp_path, categories=[{**CATEGORY, "synonyms": synonyms}]), tmp_path)
+    assert dataset.categories[0].synonyms == ("auto bus",)
+
+
+def test_one_file_of_several_images_is_counted(tmp_path):
+    """However it is written; equal names in different folders are different files."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    files = {1: "a/1.jpg", 2: "b/1.jpg", 3: "./a//1.jpg", 4: "b/2.jpg", 5: "a/1.jpg"}
+    images = [{**IMAGE, "id": number, "file_name": name} for number, name in files.items()]
+    annotations = [{**ANNOTATION, "id": number, "image_id": number} for number in files]
+    dataset, problems = read_json(write(tmp_path, images, annotations), tmp_path)
+    assert [len(record.boxes) for record in dataset.records] == [1] * 5
+    assert problems.counts == {"file of another image id too, image kept": 2}
+    assert f"{tmp_path}/a/1.jpg: images 1, 3, " in str(problems)
 
 
 def test_boxes_are_clipped_to_the_image_and_counted(tmp_path):

@@ -66,6 +66,24 @@ def test_images_without_a_size_or_without_objects(tmp_path):
     assert "[1] (image 7)" in str(problems)
 
 
+def test_objects_of_images_without_a_size_are_counted(tmp_path):
+    objects = [OBJECT, {**OBJECT, "object_id": 12}]
+    dataset, problems = read(tmp_path, entries=[{"image_id": 5, "objects": []}, {"image_id": 7, "objects": objects}])
+    assert len(dataset.records[0].boxes) == 0
+    assert problems.counts == {
+        "image that is not in image_data.json": 1,
+        "object of an image that is not in image_data.json": 2,
+    }
+
+
+def test_one_file_of_several_images_is_counted(tmp_path):
+    images = [IMAGE, {**IMAGE, "image_id": 6}]
+    entries = [{"image_id": i, "objects": [{**OBJECT, "object_id": i}]} for i in (5, 6)]
+    dataset, problems = read(tmp_path, images=images, entries=entries)
+    assert len(dataset) == 2
+    assert problems.counts == {"file of another image id too, image kept": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
