@@ -130,6 +130,7 @@ class DataConfig:
     held_out: float = 0.1  # share of `train` that is evaluated on instead, where `eval` names no json
     train_limit: int = 0  # first N images of each training json only; 0 = all
     max_unreadable: float = 0.01  # share of the training images that may be skipped because they cannot be read
+    max_pixels: int = 178_956_970  # of a picture, width × height; larger ones are refused. The default is Pillow's own
     scenes_dir: str = ""  # folder of the drawn scenes; empty: the workdir
     scenes_train: int = 4000  # scenes to train on
     scenes_eval: int = 300  # scenes to evaluate on

@@ -107,7 +107,7 @@ def validate(config: Config) -> None:
     low, high = data.crop_range
     _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
     _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
-    for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0)):
+    for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0), ("max_pixels", 1)):
         _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
     for name in ("flip_probability", "crop_probability", "max_unreadable"):
         value = getattr(data, name)

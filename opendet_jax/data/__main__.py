@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from opendet_jax.config import DataConfig
 from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.errors import InputError
 
@@ -41,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--images_per_shard", type=_natural, default=0, help="default: 64 shards of 256 to 4096 images"
     )
+    prepare.add_argument(
+        "--max_pixels",
+        type=_positive,
+        default=DataConfig.max_pixels,
+        help="of a picture; larger ones are left out (default: %(default)s, as data.max_pixels)",
+    )
 
     show = commands.add_parser(
         "show",
@@ -69,6 +76,7 @@ def _prepare(options: argparse.Namespace) -> None:
         name_field=options.name_field,
         minival=options.minival,
         images_per_shard=options.images_per_shard,
+        max_pixels=options.max_pixels,
     )
     print(describe(prepare(job, options.workers)))
     print(f"{options.out} is complete: name it as data.train.annotations")

@@ -125,7 +125,7 @@ class Examples:
             rng = example_rng(self._seed, epoch, slot.position, attempt)
             drawn = training_geometry(rng, record, self._config)
             try:
-                image = open_record(record)
+                image = open_record(record, self._config.max_pixels)
             except ImageError as error:
                 self._unreadable.saw(number, record.path, error)
                 continue

@@ -106,7 +106,7 @@ def check_present(dataset: Dataset, where: str, max_missing: float) -> None:
     names = ", ".join(str(path.relative_to(folder)) for path in missing[:NAMED])
     said = (
         f"config.{where}.images: {len(missing):,} of the {looked} pictures of {dataset.annotations} are not there; "
-        f"in {folder} are missing: {names}{', …' if len(missing) > NAMED else ''}{_why_missing(missing[0])}"
+        f"in {folder} are missing: {names}{', …' if len(missing) > NAMED else ''}{why_missing(missing[0])}"
     )
     few = 1 == len(missing) < len(sample) and max_missing > 0
     if len(missing) > max_missing * len(sample) and not few:
@@ -121,7 +121,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _why_missing(path: Path) -> str:
+def why_missing(path: Path) -> str:
     """What the disk has in the place of a missing file, as the end of a sentence; empty where nothing helps."""
     there = next((folder for folder in path.parents if folder.is_dir()), Path("."))
     entries, reasons = _listed(there), []

@@ -113,7 +113,7 @@ class EvaluationSource:
             bucket = choose(geometry.size, config.buckets)
             fitted = Geometry(geometry.window, fit(geometry.size, config.buckets[bucket]))
             groups[bucket].append((record, fitted))
-        self._batch_size = batch_size
+        self._batch_size, self._max_pixels = batch_size, config.max_pixels
         batches = [
             (config.buckets[bucket], members[i : i + batch_size])
             for bucket, members in sorted(groups.items())
@@ -134,7 +134,8 @@ class EvaluationSource:
         image_ids = np.full(size, -1, np.int64)
         original, resized = np.full((2, size, 2), bucket, np.int32)
         for i, (record, geometry) in enumerate(members):
-            place(resample(open_record(record), geometry), pixels[i], mask[i])
+            image = open_record(record, self._max_pixels)
+            place(resample(image, geometry), pixels[i], mask[i])
             image_ids[i], original[i], resized[i] = record.image_id, (record.height, record.width), geometry.size
         return EvaluationBatch(Images(pixels, mask), image_ids, original, resized)
 

@@ -12,9 +12,10 @@ from jaxtyping import Shaped
 from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
 
+from opendet_jax.config import DataConfig
 from opendet_jax.errors import InputError
 
-MAX_PIXELS = 178_956_970  # of a picture: twice PIL.Image.MAX_IMAGE_PIXELS, from where on Pillow opens none by itself
+MAX_PIXELS = DataConfig.max_pixels
 ORIENTATION = 0x0112  # the tag, in EXIF and in TIFF
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 SIGNED = 2  # a sample format

@@ -131,7 +131,7 @@ def evaluate(
     if analysis:
         draw_alignment(analysis, f"{config.data.name}, step {step}", folder / ALIGNMENT)
     if pictured:
-        pairs = [_pair(record, shown[record.image_id], config.predict.min_score) for record in pictured]
+        pairs = [_pair(record, shown[record.image_id], config) for record in pictured]
         with replacing(folder / PICTURES) as part:
             contact_sheet(pairs, columns=2, width=2000).save(part, format="PNG")
     write_json(folder / METRICS, metrics)
@@ -174,9 +174,9 @@ def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[
                 progress.update(len(found))
 
 
-def _pair(record: Record, found: Found, min_score: float) -> Image.Image:
+def _pair(record: Record, found: Found, config: Config) -> Image.Image:
     """Truth and prediction; of the latter what prediction would show."""
-    image = open_record(record)
+    image, min_score = open_record(record, config.data.max_pixels), config.predict.min_score
     truth = draw(image, record.boxes, [names[0] for names in record.names])
     good = found.scores >= min_score
     best_names = [names[0] for names, is_good in zip(found.names, good, strict=True) if is_good]

@@ -1,13 +1,19 @@
 """Where the pictures of a json lie below a folder, however their archives were unpacked."""
 
 import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import urlsplit
 
 from opendet_jax.data.formats.json_stream import AnnotationError
+from opendet_jax.data.formats.records import Problems
+from opendet_jax.data.pixels import has_size
 
 VISUAL_GENOME = ("VG_100K", "VG_100K_2")  # its two archives
+MEASURED = 10_000  # files found without their folders whose size is looked at; of more, an even sample
 
 
 def url_folder(url: str) -> str:
@@ -15,50 +21,138 @@ def url_folder(url: str) -> str:
     return PurePosixPath(urlsplit(url).path).parent.name
 
 
-class ImageFolder:
-    """Finds pictures by looking at folders, each once, and never at single files.
+@runtime_checkable
+class Picture(Protocol):
+    """An entry of the json."""
 
-    A picture named "a/b/c.jpg" lies in a/b, in b or in the folder itself: the first of these that exists. One named
-    "c.jpg" alone lies in the last folder of its url, where that exists, in one of Visual Genome's two, where they
-    exist, or in the folder itself.
+    path: Path
+    width: int
+    height: int
+
+
+_Claims: TypeAlias = dict[str, dict[str, Path | None]]  # by folder and name
+
+
+class _Place(NamedTuple):
+    written: Path  # a folder that the json names
+    there: Path  # the one on the disk, with folders left out where it is another
+    sure: bool  # of those only folders that the root lies in
+
+
+class ImageFolder:
+    """Finds pictures by looking at folders, each once; at files only where folders had to be left out.
+
+    A picture named "a/b/c.jpg" lies in a/b where that exists, one named "c.jpg" alone in the last folder of its url
+    where that exists, in one of Visual Genome's two, or in the root. Where a/b does not exist, the picture may lie in b
+    or in the root: which pictures do is decided when all are known (`settle`). Backslashes are slashes, unless the root
+    holds a file with such a name.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self._parent = cache(self._find_parent)
+        self._place = cache(self._find_place)
         self._is_folder = cache(lambda name: (self.root / name).is_dir())
         self._visual_genome = cache(self._list_visual_genome)
+        self._with_backslashes = cache(self._list_with_backslashes)
+        self._left_out: dict[str, _Place] = {}  # by the folder that is written
+        # By whether they are sure: for each file there the folder of its picture, None where it may be several.
+        self._claims: dict[bool, _Claims] = {True: defaultdict(dict), False: defaultdict(dict)}
 
     def find(self, name: str, url: str, where: str) -> Path:
         """The path of a picture by its file name, or by its url alone where `name` is empty.
 
-        Raises AnnotationError, which begins with `where`, where that is not below the folder.
+        Where folders are left out, it is the path that the json says, until `settle` has been called.
+        Raises AnnotationError, which begins with `where`, where that is not below the root.
         """
-        relative = PurePosixPath(name or PurePosixPath(urlsplit(url).path).name)
+        relative = self._relative(name or PurePosixPath(urlsplit(url).path).name, where)
+        folder = relative.parent
+        if not folder.parts:
+            of_url = url_folder(url)
+            if of_url in ("", "..") or (name and not self._is_folder(of_url)):
+                return self.root / self._visual_genome().get(relative.name, "") / relative.name
+            folder = PurePosixPath(of_url)
+        place = self._place(folder)
+        if place.there != place.written:
+            self._left_out[str(place.written)] = place
+            claims = self._claims[place.sure][self._there(place, relative.name)]
+            if claims.setdefault(relative.name, place.written) != place.written:
+                claims[relative.name] = None
+        return place.written / relative.name
+
+    def settle(self, pictures: Collection[Picture], problems: Problems) -> None:
+        """Where folders were left out, sets the path to the file that can be this picture only, and has its size.
+
+        The others are missing: they stay where the json says that they are, and `problems` has them. Of more than
+        MEASURED pictures an even sample is measured here; the rest show when they are read, as every picture does.
+        """
+        if not self._left_out:
+            return
+        left_out = []
+        for picture in pictures:
+            folder, name = os.path.split(picture.path)
+            folder = folder or "."
+            if folder in self._left_out:
+                left_out.append((picture, self._left_out[folder], name))
+            for claims in self._claims.values():  # a file that is a picture by its full name is no other
+                if folder in claims:
+                    claims[folder][name] = None
+        step = max(1, -(-len(left_out) // MEASURED))
+        for number, (picture, place, name) in enumerate(left_out):
+            there = self._there(place, name)
+            sure, maybe = (self._claims[kind].get(there, {}) for kind in (True, False))
+            if (sure if name in sure else maybe)[name] != place.written:
+                problems.add("picture whose folder is missing, and whose name fits several: missing", f"{picture.path}")
+            elif number % step == 0 and not has_size(Path(there, name), picture.width, picture.height):
+                found = f"{picture.path}: {there}/{name} is not {picture.width}×{picture.height}"
+                problems.add("picture whose folder is missing, and whose name fits one of another size: missing", found)
+            else:
+                picture.path = Path(there, name)
+
+    def _relative(self, name: str, where: str) -> PurePosixPath:
+        if "\\" in name and name not in self._with_backslashes():
+            name = name.replace("\\", "/")
+        relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or not relative.name or "\0" in name:
             raise AnnotationError(f"{where}: {str(relative)!r} is not a path inside the image folder")
-        if len(relative.parts) > 1:
-            return self._parent(relative.parent) / relative.name
-        folder = url_folder(url)
-        if folder not in ("", "..") and self._is_folder(folder):
-            return self.root / folder / relative.name
-        return self.root / self._visual_genome().get(relative.name, "") / relative.name
+        return relative
 
-    def _find_parent(self, parent: PurePosixPath) -> Path:
-        shorter = [self.root.joinpath(*parent.parts[skipped:]) for skipped in range(len(parent.parts))]
-        found = next((folder for folder in shorter if folder.is_dir()), None)
-        if found is not None:
-            return found
-        return self.root if _holds_files(self.root) else self.root / parent
+    def _there(self, place: _Place, name: str) -> str:
+        of_visual_genome = self._visual_genome().get(name)
+        return str(place.there if of_visual_genome is None else self.root / of_visual_genome)
+
+    def _find_place(self, folder: PurePosixPath) -> _Place:
+        written, parts = self.root / folder, folder.parts
+        if written.is_dir():
+            return _Place(written, written, True)
+        above = Path(os.path.abspath(self.root)).parts
+        for count in range(1, len(parts) + 1):
+            there = self.root.joinpath(*parts[count:])
+            if above[-count:] == parts[:count] and there.is_dir():
+                return _Place(written, there, True)
+        for count in range(1, len(parts)):
+            there = self.root.joinpath(*parts[count:])
+            if there.is_dir():
+                return _Place(written, there, False)
+        holds_pictures = _holds_files(self.root) or self._visual_genome()
+        return _Place(written, self.root if holds_pictures else written, False)
 
     def _list_visual_genome(self) -> dict[str, str]:
-        folders = [name for name in VISUAL_GENOME if self._is_folder(name)]
-        return {entry.name: name for name in folders for entry in os.scandir(self.root / name)}
+        """The folder of each of its files that lies in one of the two only."""
+        names = {folder: {entry.name for entry in _entries(self.root / folder)} for folder in VISUAL_GENOME}
+        both = set.intersection(*names.values())
+        return {name: folder for folder, listed in names.items() for name in listed - both}
+
+    def _list_with_backslashes(self) -> set[str]:
+        return {entry.name for entry in _entries(self.root) if "\\" in entry.name}
 
 
 def _holds_files(folder: Path) -> bool:
+    return any(entry.is_file() for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return any(entry.is_file() for entry in entries)
+            yield from entries
     except OSError:  # missing: every picture will say so
-        return False
+        return

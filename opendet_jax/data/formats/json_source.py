@@ -109,6 +109,7 @@ def _read_header(path: Path, folder: ImageFolder, minival: bool, problems: Probl
             _add_categories(path, entries, header, problems)
         elif part == "images":
             _add_images(path, folder, entries, header, minival, problems)
+    folder.settle(header.images.values(), problems)
     for part in PARTS:
         if part not in parts:
             raise AnnotationError(f"{path}: has no list {part!r}")

@@ -2,8 +2,9 @@
 
 from array import array
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from opendet_jax.data.formats.image_folder import ImageFolder
 from opendet_jax.data.formats.json_source import count_repeated, count_repeated_files, field_of, integer, side, text
@@ -14,7 +15,8 @@ from opendet_jax.data.formats.records import Category, Dataset, Problems
 IMAGE_DATA = "image_data.json"
 
 
-class _Image(NamedTuple):
+@dataclass(slots=True)
+class _Image:
     path: Path
     width: int
     height: int
@@ -67,6 +69,7 @@ def _read_image_data(path: Path, folder: ImageFolder, problems: Problems) -> Map
             image = _Image(folder.find("", url, f"{source}: {where}"), width, height)
             if found.setdefault(number, image) != image:
                 raise AnnotationError(f"{source}: {where}: the id occurs twice, with different contents")
+    folder.settle(found.values(), problems)
     return found
 
 
@@ -92,7 +95,8 @@ class _Entries:
             return
         if image_id in self.images:
             self._problems.add("repeated image, its objects added to the first", where)
-        objects = self.images.setdefault(image_id, AnnotationReader(*self._sizes[image_id]))
+        image = self._sizes[image_id]
+        objects = self.images.setdefault(image_id, AnnotationReader(image.path, image.width, image.height))
         for i, described in enumerate(listed):
             self._add_object(objects, f"{where}.objects[{i}]", described)
 

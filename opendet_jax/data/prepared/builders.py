@@ -14,6 +14,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from opendet_jax.data.formats.records import Record
 from opendet_jax.data.images import decode_record, encoded
+from opendet_jax.data.pixels import MAX_PIXELS
 from opendet_jax.data.prepared.read import PICTURE
 from opendet_jax.data.prepared.sources import SOURCES
 
@@ -30,8 +31,8 @@ class DetectionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     url_infos: Mapping[str, Any] = {}  # nothing is downloaded
 
-    def __init__(self, shards: Sequence[Sequence[Record]], split: str, data_dir: Path):
-        self.shards, self.split = shards, split
+    def __init__(self, shards: Sequence[Sequence[Record]], split: str, data_dir: Path, max_pixels: int = MAX_PIXELS):
+        self.shards, self.split, self.max_pixels = shards, split, max_pixels
         super().__init__(data_dir=data_dir, file_format=tfds.core.FileFormat.ARRAY_RECORD)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -64,7 +65,7 @@ class DetectionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _examples(self, shard: Sequence[Record]) -> Iterator[tuple[int, Example]]:
         for number, record in enumerate(shard):
-            yield number, example(record)
+            yield number, example(record, self.max_pixels)
 
     @cached_property
     def _serializer(self) -> ExampleSerializer:
@@ -102,10 +103,10 @@ class CocoJson(DetectionBuilder, skip_registration=True):
 BUILDERS = {builder.name: builder for builder in (VisualGenome, LvisV1, Coco2017, Objects365V2, CocoJson)}
 
 
-def example(record: Record) -> Example:
+def example(record: Record, max_pixels: int) -> Example:
     """What is stored of a record. Raises ImageError where its picture is unreadable or not of the annotated size."""
     content = encoded(record)
-    decode_record(record, content)
+    decode_record(record, content, max_pixels)
     return {
         PICTURE: content,
         "image_id": record.image_id,

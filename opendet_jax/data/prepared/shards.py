@@ -83,7 +83,7 @@ class _Writer:
             if self.stop.is_set():
                 raise _Stopped
             try:
-                content = self._builder.serialised(example(record))
+                content = self._builder.serialised(example(record, self._builder.max_pixels))
             except ImageError as error:
                 left_out.append((place, str(error)))
             else:

@@ -22,6 +22,8 @@ from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_stream import is_list
 from opendet_jax.data.formats.lvis_form import write_annotations
 from opendet_jax.data.formats.records import Category, Dataset, Problems, Record
+from opendet_jax.data.images import why_missing
+from opendet_jax.data.pixels import MAX_PIXELS
 from opendet_jax.data.prepared.builders import BUILDERS, DetectionBuilder
 from opendet_jax.data.prepared.read import ANNOTATIONS, COMPLETE, INDEX, WORK, checksum, pack
 from opendet_jax.data.prepared.shards import write_shards
@@ -47,6 +49,7 @@ class Job:
     name_field: str = ""
     minival: bool = False
     images_per_shard: int = 0  # 0: SHARDS shards of FEWEST to MOST images
+    max_pixels: int = MAX_PIXELS  # of a picture; larger ones are left out
 
 
 def prepare(job: Job, workers: int = 0, progress: bool = True) -> dict[str, Any]:
@@ -71,11 +74,13 @@ def prepare(job: Job, workers: int = 0, progress: bool = True) -> dict[str, Any]
         "images_per_shard": step,
         "records": checksum(pack(dataset.records, dataset.categories, root)),
     }
+    if job.max_pixels != MAX_PIXELS:
+        plan["max_pixels"] = job.max_pixels
     if (job.out / COMPLETE).is_file():
         return _completed(job.out, plan)
     _look_for_images(dataset.records, job.images)
     shards = [dataset.records[i : i + step] for i in range(0, len(dataset), step)]
-    builder = BUILDERS[job.data_set](shards, job.split, job.out)
+    builder = BUILDERS[job.data_set](shards, job.split, job.out, job.max_pixels)
     preparation = Preparation(job.out, plan)
     try:
         with preparation.begun():
@@ -167,6 +172,7 @@ def _look_for_images(records: Sequence[Record], images: Path) -> None:
     if not any(record.stored or record.path.is_file() for record in sample):
         raise PrepareError(
             f"{images}: none of the {len(sample)} images looked for is there, for example {sample[0].path}"
+            f"{why_missing(sample[0].path)}"
         )
 
 
