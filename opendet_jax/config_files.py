@@ -1,6 +1,7 @@
 """Files of configs/ and their overrides, as every command takes them: read, checked, hashed, and one line for what is
 wrong with them."""
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -8,7 +9,7 @@ import itertools
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from absl import flags
@@ -51,6 +52,21 @@ def flag_problem(error: Exception) -> str:
         return "a --config field does not exist: " + str(error.args[0]).replace("\n", " ")
     refused = re.search(r"^opendet_jax\.[\w.]+: (.*)", str(error), re.MULTILINE | re.DOTALL)  # at a traceback's end
     return refused[1].strip() if refused else str(error)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What argparse takes as the type of a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
 
 
 def parse_config(values: Mapping[str, Any] | ConfigDict) -> Config:
@@ -109,7 +125,7 @@ def validate(config: Config) -> None:
     _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
     for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0)):
         _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
-    for name in ("flip_probability", "crop_probability", "max_unreadable"):
+    for name in ("flip_probability", "crop_probability", "max_unreadable", "max_unwritable"):
         value = getattr(data, name)
         _require(0 <= value <= 1, f"data.{name}", value, "between 0 and 1")
     _require(0 <= data.held_out < 1, "data.held_out", data.held_out, "0 (nothing) or a share below 1")

@@ -12,7 +12,7 @@ from opendet_jax.errors import InputError
 FREE_IN_TRAINING = (
     *("name", "init.", "eval.", "predict."),
     *("data.name", "data.eval.", "data.scenes_dir", "data.scenes_eval", "data.text_table", "data.max_unreadable"),
-    *("data.threads", "data.prefetch"),
+    *("data.threads", "data.prefetch", "data.max_unwritable"),
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.keep_best", "train.non_finite", "train.replay"),
     *("mesh.", "model.remat"),
