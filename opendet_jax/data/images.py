@@ -1,19 +1,28 @@
 """Image files, and whatever else a caller calls an image, to RGB."""
 
 import io
+import itertools
 import os
 import struct
+import unicodedata
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from opendet_jax.data.formats.records import Record
+from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.errors import InputError
+
+SAMPLE = 10_000  # files of a data set that are looked for before it is used
+NAMED = 5  # missing ones that the message names
+SEARCHED = 1000  # folders in which a missing one is looked for
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 ImageLike: TypeAlias = np.ndarray | str | os.PathLike | Image.Image
 
@@ -87,6 +96,82 @@ def _of_its_size(record: Record, image: Image.Image) -> Image.Image:
         width, height = image.size
         raise ImageError(f"{record.path}: is {width}×{height}, its annotations say {record.width}×{record.height}")
     return image
+
+
+def check_present(dataset: Dataset, where: str, max_missing: float) -> None:
+    """Looks for the files of a data set's pictures, of more than SAMPLE for an even sample of them.
+
+    `where` names the section of the config, as "data.train". A share of missing ones above `max_missing` raises
+    ImageError, which names the folder, the first of them and the likely reason. Fewer are a warning, as is a single one
+    of several, unless the share is 0. Pictures in shards have no files.
+    """
+    records = [record for record in dataset.records if record.stored is None]
+    sample = records[:: max(1, -(-len(records) // SAMPLE))]
+    missing = [record.path for record in sample if not _is_file(record.path)]
+    if not missing:
+        return
+    folder = Path(os.path.commonpath([record.path.parent for record in sample]))
+    looked = f"{len(sample):,}" if len(sample) == len(records) else f"{len(sample):,} looked for, of {len(records):,},"
+    names = ", ".join(str(path.relative_to(folder)) for path in missing[:NAMED])
+    said = (
+        f"config.{where}.images: {len(missing):,} of the {looked} pictures of {dataset.annotations} are not there; "
+        f"in {folder} are missing: {names}{', …' if len(missing) > NAMED else ''}{_why_missing(missing[0])}"
+    )
+    few = 1 == len(missing) < len(sample) and max_missing > 0
+    if len(missing) > max_missing * len(sample) and not few:
+        raise ImageError(said)
+    logging.warning("%s", said)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have, a folder that may not be looked into
+        return False
+
+
+def _why_missing(path: Path) -> str:
+    """What the disk has in the place of a missing file, as the end of a sentence; empty where nothing helps."""
+    there = next((folder for folder in path.parents if folder.is_dir()), Path("."))
+    entries, reasons = _listed(there), []
+    if there != path.parent:
+        reasons.append(f"there is no folder {path.parent.relative_to(there)} in {there}")
+    elif not entries:
+        reasons.append(f"{there} is empty")
+    alike = [entry for entry in _listed(path.parent) if _spelling(entry.name) == _spelling(path.name)]
+    archives = [entry for entry in entries if entry.suffix.lower() in ARCHIVES]
+    elsewhere = next(_same_name(path, there), None)
+    if alike:
+        reasons.append(f"{alike[0].name} is there, which is spelled otherwise")
+    elif elsewhere is not None:
+        reasons.append(f"{elsewhere} has its name: is this the folder?")
+    elif archives:
+        reasons.append(f"{archives[0]} is there: has it been unpacked?")
+    return "".join(f"; {reason}" for reason in reasons)
+
+
+def _spelling(name: str) -> str:
+    """Without what computers write in different ways: case, accents as one or two characters, .jpg or .jpeg."""
+    stem, _, _ = unicodedata.normalize("NFC", name).casefold().rpartition(".")
+    return stem
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _same_name(path: Path, there: Path) -> Iterator[Path]:
+    """Files of its name in folders around a missing one: two levels below the last that is there, above, beside."""
+    near = itertools.chain([there], *(there.glob(below) for below in ("*/", "*/*/")))
+    if there == path.parent:
+        above = there.absolute().parent
+        near = itertools.chain(near, [above], above.glob("*/"))
+    for folder in itertools.islice(near, SEARCHED):
+        if folder.is_dir() and _is_file(folder / path.name):
+            yield folder / path.name
 
 
 def to_rgb(image: Image.Image) -> UInt8[ndarray, "h w 3"]:
