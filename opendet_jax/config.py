@@ -139,6 +139,7 @@ class DataConfig:
     text_table: str = ""  # .npy of unit rows; the names are in the .json beside it
     tokenizer: str = "google/flan-t5-base"  # folder or hub name; "byt5" needs no file
     max_name_tokens: int = 32  # T: of a name in training, the end token included
+    max_unwritable: float = 0.01  # share of the boxes whose names may be other ones in the tokenizer's tokens; 0 = none
     max_objects: int = 100  # G: of an image; of more a random choice at each step
     batch_size: int = 8  # images of a step, on all devices together
     buckets: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800), (1088, 1088))  # padded (H, W)

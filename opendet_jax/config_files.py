@@ -1,6 +1,7 @@
 """Files of configs/ and their overrides, as every command takes them: read, checked, hashed, and one line for what is
 wrong with them."""
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -8,13 +9,23 @@ import itertools
 import json
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from opendet_jax.config import Config, ConfigError, MeshConfig
+from opendet_jax.config import Config, ConfigError, DatasetPaths, MeshConfig
+
+# What an evaluation measures (evaluate/protocols.py, evaluate/localisation.py); larger is better.
+_ALL = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl")
+METRICS = (
+    *(prefix + name for prefix in ("", "fixed_") for name in (*_ALL, "AR", "APr", "APc", "APf", "APu")),
+    *("coco_" + name for name in (*_ALL, "AR1", "AR10", "AR100")),
+    *("agnostic_" + name for name in ("AP", "AP50", "AP75", "AR", "ARs", "ARm", "ARl")),
+    *("recall50", "naming_accuracy", "exact_name_accuracy", "synonym_accuracy"),
+)
 
 
 def config_from_arguments(arguments: Sequence[str]) -> Config:
@@ -53,11 +64,62 @@ def flag_problem(error: Exception) -> str:
     return refused[1].strip() if refused else str(error)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """What argparse takes as the type of a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
+
+
 def parse_config(values: Mapping[str, Any] | ConfigDict) -> Config:
     """Builds and validates a Config. Raises ConfigError naming the field, and the nearest right name if unknown."""
     config = _build(Config, values, "config")
     validate(config)
     return config
+
+
+def check_paths(config: Config, mode: str) -> None:
+    """Raises ConfigError where a file or folder that a mode of the program needs is not named, or not there."""
+    data = config.data
+    trains = mode == "train"
+    if mode == "replay":
+        wanted = "the file of a batch, which training writes to <workdir>/non_finite/ where a step is not finite"
+        _require(Path(config.train.replay).is_file(), "train.replay", config.train.replay, wanted)
+    if mode == "predict":
+        _require(bool(config.predict.inputs), "predict.inputs", config.predict.inputs, "a path or a glob of images")
+    if mode not in ("train", "eval"):
+        return
+    if data.source == "json":
+        sections = [("eval", data.eval)] if data.eval.annotations else []
+        if trains or not sections:
+            sections.append(("train", data.train))
+        if trains:
+            sections += [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
+        for name, paths in sections:
+            _check_data_set(f"data.{name}", paths)
+    if trains and data.text_embeddings == "table":
+        _require(Path(data.text_table).is_file(), "data.text_table", data.text_table, "a file that is there")
+    if config.eval.name_mapping == "text_encoder" or config.eval.alignment_analysis:
+        encoder = config.eval.text_encoder
+        _require(not encoder or Path(encoder).is_dir(), "eval.text_encoder", encoder, "a folder that is there")
+
+
+def _check_data_set(name: str, paths: DatasetPaths) -> None:
+    if not paths.annotations:
+        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form")
+    annotations = Path(paths.annotations)
+    _require(annotations.exists(), f"{name}.annotations", paths.annotations, "a json or a folder that is there")
+    if not annotations.is_dir():
+        is_there = bool(paths.images) and Path(paths.images).is_dir()
+        _require(is_there, f"{name}.images", paths.images, "the folder of the pictures, one that is there")
 
 
 def config_hash(config: Config) -> str:
@@ -88,6 +150,10 @@ def validate(config: Config) -> None:
         model.min_queries,
         f"at most model.max_queries = {model.max_queries}",
     )
+    rates = {"backbone.drop_path_rate": swin.drop_path_rate, "t5.dropout": model.t5.dropout}
+    rates |= {name: getattr(model, name) for name in ("distiller_dropout", "prompt_dropout", "generator_dropout")}
+    for name, rate in rates.items():
+        _require(0 <= rate < 1, f"model.{name}", rate, "a share of at least 0 and below 1")
     _require(data.max_objects >= 1, "data.max_objects", data.max_objects, "at least 1")
     _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
     _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least 1")
@@ -109,7 +175,7 @@ def validate(config: Config) -> None:
     _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
     for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0), ("max_pixels", 1)):
         _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
-    for name in ("flip_probability", "crop_probability", "max_unreadable"):
+    for name in ("flip_probability", "crop_probability", "max_unreadable", "max_unwritable"):
         value = getattr(data, name)
         _require(0 <= value <= 1, f"data.{name}", value, "between 0 and 1")
     _require(0 <= data.held_out < 1, "data.held_out", data.held_out, "0 (nothing) or a share below 1")
@@ -147,6 +213,10 @@ def validate(config: Config) -> None:
         f"a divisor of data.batch_size = {data.batch_size}",
     )
     _require(0 <= config.train.ema < 1, "train.ema", config.train.ema, "0 (none) or a decay below 1")
+    best = config.train.keep_best
+    if best and best not in METRICS:
+        near = difflib.get_close_matches(best, METRICS, n=3) or ("AP", "AP50", "coco_AP", "agnostic_AP")
+        raise ConfigError(f"config.train.keep_best = {best!r}: is no metric of an evaluation, as {', '.join(near)} are")
     _validate_mesh(config.mesh)
     _require(config.train.keep_checkpoints >= 1, "train.keep_checkpoints", config.train.keep_checkpoints, "at least 1")
     _require(config.eval.num_beams >= 1, "eval.num_beams", config.eval.num_beams, "at least 1")

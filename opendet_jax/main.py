@@ -19,6 +19,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from opendet_jax.config import Config
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "replay"], "What to do.")
@@ -26,26 +28,43 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_: Sequence[str]) -> None:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
-    from opendet_jax.compilation import enable_cache
-    from opendet_jax.config_files import read_flag
+    from opendet_jax.config_files import check_paths, read_flag
     from opendet_jax.errors import InputError
-    from opendet_jax.evaluate.loop import evaluate_checkpoint
-    from opendet_jax.parallel.processes import join_processes
-    from opendet_jax.predict.predictions import predict_from_config
-    from opendet_jax.train.replay import replay
-    from opendet_jax.train.training_loop import train
 
     logging.set_verbosity(logging.WARNING)
-    enable_cache()
-    modes = {"train": train, "eval": evaluate_checkpoint, "predict": predict_from_config, "replay": replay}
     try:
         config = read_flag(CONFIG)
-        if MODE.value in ("train", "eval"):
-            join_processes(config.mesh)
-        modes[MODE.value](config, Path(str(WORKDIR.value)))
+        check_paths(config, MODE.value)
+        run(MODE.value, config, Path(str(WORKDIR.value)))
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def run(mode: str, config: Config, workdir: Path) -> None:
+    """What is imported only now takes seconds to load: longer than to find what is wrong with a field."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
+    from opendet_jax.compilation import enable_cache
+    from opendet_jax.parallel.processes import join_processes
+
+    enable_cache()
+    if mode in ("train", "eval"):
+        join_processes(config.mesh)
+    if mode == "train":
+        from opendet_jax.train.training_loop import train
+
+        train(config, workdir)
+    elif mode == "eval":
+        from opendet_jax.evaluate.loop import evaluate_checkpoint
+
+        evaluate_checkpoint(config, workdir)
+    elif mode == "predict":
+        from opendet_jax.predict.predictions import predict_from_config
+
+        predict_from_config(config, workdir)
+    else:
+        from opendet_jax.train.replay import replay
+
+        replay(config, workdir)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any]) -> None:
 
 def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config, parameters) of a checkpoint, on the first device: their moving average, where training kept one."""
-    item = "average" if (folder / CHECKPOINTS / str(step) / "average").is_dir() else "params"
+    item = _item(folder, step)
     with _manager(folder, create=False) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step)[item]
@@ -79,12 +79,27 @@ def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return restored["config"], restored[item]
 
 
+def _item(folder: Path, step: int) -> str:
+    return "average" if (folder / CHECKPOINTS / str(step) / "average").is_dir() else "params"
+
+
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind."""
     _require_kind(folder, kind)
     with _manager(folder, create=False) as manager:
         restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return restored["config"]
+
+
+def read_shapes(folder: Path, kind: str) -> Converted:
+    """What `load` gives, with shapes in the place of arrays. Raises WeightsError as it does."""
+    _require_kind(folder, kind)
+    step = _newest(folder, "params", "average", "config")
+    with _manager(folder, create=False) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        metadata = manager.item_metadata(step)[_item(folder, step)]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    return Converted(kind, restored["config"], shapes)
 
 
 def load(folder: Path, kind: str) -> Converted:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from opendet_jax.errors import InputError
 FREE_IN_TRAINING = (
     *("name", "init.", "eval.", "predict."),
     *("data.name", "data.eval.", "data.scenes_dir", "data.scenes_eval", "data.text_table", "data.max_unreadable"),
-    *("data.max_pixels", "data.threads", "data.prefetch"),
+    *("data.max_pixels", "data.max_unwritable", "data.threads", "data.prefetch"),
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.keep_best", "train.non_finite", "train.replay"),
     *("mesh.", "model.remat"),
@@ -62,6 +63,20 @@ def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound 
     ]
     if lines:
         raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))
+
+
+def check_began(saved: dict[str, Any], config: Config, where: Path) -> None:
+    """Raises CheckpointError where `init` names other weights than the run of a checkpoint began with: as the run goes
+    on from the checkpoint, they could not act."""
+    begun = saved.get("init", {})
+    for name, folder in asdict(config.init).items():
+        before = begun.get(name, "")
+        if folder and not (before and Path(folder).resolve() == Path(before).resolve()):
+            raise CheckpointError(
+                f"config.init.{name} = {folder!r} cannot act: the run goes on from {where}, and began with "
+                f"{repr(before) if before else 'none'}; another --workdir begins anew, "
+                f"--config.init.{name}= goes on without it"
+            )
 
 
 def _with_held_out(fields: dict[str, Any]) -> dict[str, Any]:

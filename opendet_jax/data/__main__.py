@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opendet_jax.config import DataConfig
+from opendet_jax.config_files import at_least
 from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.errors import InputError
 
@@ -38,13 +39,23 @@ def parser() -> argparse.ArgumentParser:
         "--name_field", default="", metavar="FIELD", help="of an annotation, with its names (default: see docs/data.md)"
     )
     prepare.add_argument("--minival", action="store_true", help="of LVIS's val only the images of COCO's val2017")
-    prepare.add_argument("--workers", type=_natural, default=0, help="threads (default: one for each core)")
+    prepare.add_argument("--workers", type=at_least(0), default=0, help="threads (default: one for each core)")
     prepare.add_argument(
-        "--images_per_shard", type=_natural, default=0, help="default: 64 shards of 256 to 4096 images"
+        "--images_per_shard", type=at_least(0), default=0, help="default: 64 shards of 256 to 4096 images"
+    )
+
+    prepare.add_argument(
+        "--tokenizer",
+        default="byt5",
+        metavar="T",
+        help="whose tokens are to spell the names, as data.tokenizer: it is said which they do not (default: byt5)",
+    )
+    prepare.add_argument(
+        "--max_name_tokens", type=at_least(1), default=32, help="as data.max_name_tokens (default: 32)"
     )
     prepare.add_argument(
         "--max_pixels",
-        type=_positive,
+        type=at_least(1),
         default=DataConfig.max_pixels,
         help="of a picture; larger ones are left out (default: %(default)s, as data.max_pixels)",
     )
@@ -57,16 +68,19 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--config", required=True, metavar="FILE", help="a file of configs/")
     show.add_argument("--out", required=True, type=Path, metavar="SHEET.png", help="picture to write")
-    show.add_argument("--images", type=_positive, default=16, help="how many")
-    show.add_argument("--step", type=_natural, default=0, help="training step whose batch comes first")
+    show.add_argument("--images", type=at_least(1), default=16, help="how many")
+    show.add_argument("--step", type=at_least(0), default=0, help="training step whose batch comes first")
     show.add_argument("--workdir", type=Path, metavar="DIR", help="a run's folder, where it has drawn its scenes")
     return top
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from opendet_jax.data.prepared.read import read_prepared
     from opendet_jax.data.prepared.write import Job, prepare
-    from opendet_jax.data.show import describe
+    from opendet_jax.data.show import describe, describe_names
+    from opendet_jax.data.tokenizer import load_tokenizer
 
+    tokenizer = load_tokenizer(options.tokenizer, vocab_size=sys.maxsize)
     job = Job(
         data_set=options.dataset,
         annotations=options.annotations,
@@ -79,19 +93,9 @@ def _prepare(options: argparse.Namespace) -> None:
         max_pixels=options.max_pixels,
     )
     print(describe(prepare(job, options.workers)))
-    print(f"{options.out} is complete: name it as data.train.annotations")
-
-
-def _natural(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
+    records = read_prepared(options.out).records
+    print(describe_names(records, tokenizer, options.tokenizer, options.max_name_tokens))
+    print(f"{options.out} is complete: name it as data.train.annotations, or data.eval.annotations")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ fourth frequency group "u", the names that training never sees.
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from opendet_jax.config_files import at_least
 from opendet_jax.data.scene_drawing import KINDS, SPLITS, SceneObject, Split, draw_scene
+from opendet_jax.errors import InputError
 
 JPEG_QUALITY = 92
+SMALLEST = 32  # pixels a side
 
 # A category is rare below 2.5 % of the training images and frequent from 6 % on, whatever their number.
 RARE_BELOW, FREQUENT_FROM = 0.025, 0.06
@@ -41,8 +45,10 @@ def generate(
     renamed, so that a set is whole or absent. `frequencies_from` names the training json whose image counts and
     frequency groups the categories carry; without it they are counted in this set.
     """
-    if images < 1 or size < 32:
-        raise ValueError(f"scenes need at least 1 image of at least 32 pixels, got images={images}, size={size}")
+    if images < 1 or size < SMALLEST:
+        raise ValueError(
+            f"scenes need at least 1 image of at least {SMALLEST} pixels, got images={images}, size={size}"
+        )
     folder = f"{split}_{images}x{size}px_seed{seed}"
     if frequencies_from is not None:
         folder += f"_for_{Path(frequencies_from).resolve().parent.name}"
@@ -83,6 +89,10 @@ def _file_name(index: int) -> str:
     return f"{index:06d}.jpg"
 
 
+class SceneError(InputError):
+    """A set that cannot be drawn."""
+
+
 class _Counts(NamedTuple):
     images: int  # of the training set
     images_of: dict[str, int]  # by category name
@@ -90,13 +100,18 @@ class _Counts(NamedTuple):
 
 
 def _counted(annotations: str | Path) -> _Counts:
-    content = json.loads(Path(annotations).read_text())
-    by_name = {c["name"]: c for c in content["categories"]}
-    return _Counts(
-        len(content["images"]),
-        {name: c["image_count"] for name, c in by_name.items()},
-        {name: c["instance_count"] for name, c in by_name.items()},
-    )
+    try:
+        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+        by_name = {c["name"]: c for c in content["categories"]}
+        return _Counts(
+            len(content["images"]),
+            {name: c["image_count"] for name, c in by_name.items()},
+            {name: c["instance_count"] for name, c in by_name.items()},
+        )
+    except OSError as error:
+        raise SceneError(f"{annotations}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SceneError(f"{annotations}: is not the json of a drawn set: {error!r}") from error
 
 
 def frequency(image_count: int, images: int) -> str:
@@ -158,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", required=True, help="folder in which the set's own folder is made")
-    parser.add_argument("--images", type=int, default=4000, help="number of pictures")
-    parser.add_argument("--seed", type=int, default=0, help="picture i depends on seed, split, i and size only")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side")
+    parser.add_argument("--images", type=at_least(1), default=4000, help="number of pictures")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="picture i depends on seed, split, i and size only")
+    parser.add_argument("--size", type=at_least(SMALLEST), default=128, help="pixels a side")
     parser.add_argument(
         "--split", choices=SPLITS, default="train", help="val: all names equally often, unseen ones too"
     )
@@ -170,7 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="training json whose frequency groups the categories carry (default: counted in this set)",
     )
     options = parser.parse_args(arguments)
-    print(generate(**vars(options)))
+    try:
+        print(generate(**vars(options)))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: --out {options.out}: cannot be written: {error.strerror or error}")
 
 
 if __name__ == "__main__":

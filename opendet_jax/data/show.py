@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from opendet_jax.config import Config
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.examples import ExampleBatch, Examples
-from opendet_jax.data.formats.records import Dataset
+from opendet_jax.data.formats.records import Dataset, Record
+from opendet_jax.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer, lost_names
 from opendet_jax.drawing import contact_sheet, draw, titled
 from opendet_jax.files import replacing
 
@@ -36,8 +38,9 @@ MOST_FREQUENT = 8  # names printed
 def show(config: Config, out: Path, images: int, step: int, workdir: Path | None = None) -> str:
     """Draws the first `images` training images from a step on into `out` (PNG); returns what to print about them.
 
-    The batches are the trainer's own, bit by bit: those of `train.seed`. Neither tokenizer nor text embeddings are
-    needed. Drawn scenes are taken from `data.scenes_dir` or `workdir`; with neither they are drawn and thrown away.
+    The batches are the trainer's own, bit by bit: those of `train.seed`. Text embeddings are not needed; names are
+    compared with what the tokenizer makes of them, where it is on this machine. Drawn scenes are taken from
+    `data.scenes_dir` or `workdir`; with neither they are drawn and thrown away.
     """
     with TemporaryDirectory() as temporary:
         mixture, _ = load_datasets(config, workdir or temporary)
@@ -60,8 +63,28 @@ def show(config: Config, out: Path, images: int, step: int, workdir: Path | None
             *lines,
             f"{out}: {len(pictures)} images, {names.total()} objects, {len(names)} names",
             f"most frequent: {common}",
+            *_lost(mixture.records, config),
         ]
     )
+
+
+def _lost(records: Sequence[Record], config: Config) -> list[str]:
+    """Which names cannot be learnt, in lines; none where all can. Where that cannot be said, a warning says why."""
+    try:
+        tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size, download=False)
+    except TokenizerError as error:
+        logging.warning("whether the names can be learnt is not known: %s", error)
+        return []
+    lost = lost_names(records, tokenizer, config.data.max_name_tokens)
+    return [lost.describe(config.data.tokenizer, config.data.max_name_tokens)] if lost.names else []
+
+
+def describe_names(records: Sequence[Record], tokenizer: Tokenizer, name: str, max_tokens: int) -> str:
+    """Lines: which names cannot be learnt with a tokenizer of this `name`, or that all can."""
+    lost = lost_names(records, tokenizer, max_tokens)
+    if lost.names:
+        return lost.describe(name, max_tokens)
+    return f"all {lost.all_names:,} names can be written in {max_tokens} tokens of {name!r}"
 
 
 def _picture(batch: ExampleBatch, i: int, step: int) -> Image.Image:

@@ -1,16 +1,24 @@
 """Names ↔ tokens of the language model. In every tokenizer used here padding is 0 and the end of a name, </s>, is 1."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 from numpy import ndarray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
+from opendet_jax.config import DataConfig
+from opendet_jax.data.formats.records import Record
 from opendet_jax.errors import InputError
 
 PADDING = 0
 END = 1
+LISTED = 10  # names that do not come back
+LONGEST = 60  # characters of a name in a message
 
 
 class TokenizerError(InputError):
@@ -23,10 +31,11 @@ class Tokenizer:
     def __init__(self, inner: PreTrainedTokenizerBase):
         self._inner = inner
         self.size = len(inner)  # tokens it knows; the language model may have more, for rounder shapes
+        self._encode = cache(lambda name: inner(name, add_special_tokens=False)["input_ids"])
 
     def encode(self, name: str) -> list[int]:
         """The tokens of a name, without </s>."""
-        return self._inner(name, add_special_tokens=False)["input_ids"]
+        return list(self._encode(name))
 
     def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
         """The name that tokens spell. Padding, </s> and other special tokens do not show, nor does space around it."""
@@ -34,13 +43,15 @@ class Tokenizer:
         return str(self._inner.decode(ids, skip_special_tokens=True)).strip()
 
 
-def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
+def load_tokenizer(name: str, vocab_size: int, download: bool = True) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: "byt5" (bytes; needs no file), else a folder or a name on the hub.
+
+    Unless `download`, one that is not on this machine is none, and the hub is not asked.
 
     Raises TokenizerError if there is none, its padding is not 0 or its </s> not 1, or it has more tokens than the
     language model's `vocab_size` (V).
     """
-    tokenizer = Tokenizer(_pretrained(name))
+    tokenizer = Tokenizer(_pretrained(name, download))
     if tokenizer.size > vocab_size:
         raise TokenizerError(
             f"data.tokenizer: {name!r} has {tokenizer.size} tokens, config.model.t5.vocab_size is {vocab_size}"
@@ -48,11 +59,11 @@ def load_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _pretrained(name: str) -> PreTrainedTokenizerBase:
+def _pretrained(name: str, download: bool) -> PreTrainedTokenizerBase:
     if name == "byt5":
         return ByT5Tokenizer()
     try:
-        inner = AutoTokenizer.from_pretrained(name)
+        inner = AutoTokenizer.from_pretrained(name, local_files_only=not download)
     except Exception as error:  # which one depends on what is missing: folder, file, network, package
         raise TokenizerError(
             f"data.tokenizer: cannot load {name!r}; give 'byt5', a folder, or a name on the Hugging Face hub ({error})"
@@ -77,3 +88,103 @@ def encode_names(tokenizer: Tokenizer, names: Sequence[str], max_tokens: int) ->
             raise TokenizerError(f"a name to learn must not be empty: {name!r}")
         row[: len(tokens) + 1] = [*tokens, END]
     return rows
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A name that is not what its tokens spell."""
+
+    name: str
+    spelt: str  # what they spell
+    tokens: int  # of the whole name, </s> included
+    cut: bool  # whether that is because there is no room for all of them
+    boxes: int  # that have it
+
+    def __str__(self) -> str:
+        if self.cut:
+            return f"{_short(self.name)} is cut off to {_short(self.spelt)}, it has {self.tokens} tokens"
+        return f"{_short(self.name)} becomes {_short(self.spelt)}"
+
+
+@dataclass(frozen=True)
+class LostNames:
+    """What of a data set cannot be written in a tokenizer's tokens, the names of the most boxes first."""
+
+    names: tuple[Lost, ...]
+    all_names: int
+    boxes: int  # that have one of them
+    all_boxes: int
+
+    def describe(self, tokenizer: str, max_tokens: int) -> str:
+        """Lines: how many they are, the first of them, what to do."""
+        share = self.boxes / max(1, self.all_boxes)
+        lines = [
+            f"{len(self.names):,} of {self.all_names:,} names, of {self.boxes:,} of {self.all_boxes:,} boxes "
+            f"({share:.2%}), cannot be learnt: with data.tokenizer = {tokenizer!r} and data.max_name_tokens = "
+            f"{max_tokens} their tokens spell something else",
+            *(f"  {lost}" for lost in self.names[:LISTED]),
+        ]
+        if len(self.names) > LISTED:
+            lines.append(f"  … and {len(self.names) - LISTED:,} more")
+        if not all(lost.cut for lost in self.names):
+            lines.append("data.tokenizer = 'byt5' can write every letter (docs/data.md)")
+        if any(lost.cut for lost in self.names):
+            most = max(lost.tokens for lost in self.names if lost.cut)
+            lines.append(f"data.max_name_tokens = {most} has room for those that are cut off")
+        return "\n".join(lines)
+
+
+def lost_names(records: Iterable[Record], tokenizer: Tokenizer, max_tokens: int) -> LostNames:
+    """The names for which decode(encode(name)) is not the name, cut to `max_tokens` = T with </s>.
+
+    Spaces at its ends do not count, and several in a row are one: neither do they in evaluation. All else does: "½"
+    that comes back as "12" is another name. Each different name is tried once.
+    """
+    boxes = Counter(names for record in records for names in record.names)
+    of_name = Counter[str]()
+    for names, count in boxes.items():
+        for name in set(names):
+            of_name[name] += count
+    found = []
+    for name, count in sorted(of_name.items(), key=lambda item: (-item[1], item[0])):
+        tokens = tokenizer.encode(name.strip())
+        spelt = tokenizer.decode(tokens[: max_tokens - 1])
+        if _spaced(spelt) != _spaced(name):
+            cut = len(tokens) >= max_tokens and _spaced(tokenizer.decode(tokens)) == _spaced(name)
+            found.append(Lost(name, spelt, len(tokens) + 1, cut, count))
+    lost = {entry.name for entry in found}
+    concerned = sum(count for names, count in boxes.items() if not lost.isdisjoint(names)) if lost else 0
+    return LostNames(tuple(found), len(of_name), concerned, boxes.total())
+
+
+def check_names(records: Iterable[Record], tokenizer: Tokenizer, config: DataConfig, where: str) -> None:
+    """Says which names cannot be learnt, in one warning that begins with `where`.
+
+    Raises TokenizerError where more than the share `data.max_unwritable` of the boxes has such a name.
+    """
+    lost = lost_names(records, tokenizer, config.max_name_tokens)
+    if not lost.names:
+        return
+    said = f"{where}: {lost.describe(config.tokenizer, config.max_name_tokens)}"
+    if lost.boxes > config.max_unwritable * lost.all_boxes:
+        raise TokenizerError(f"{said}\ndata.max_unwritable = {config.max_unwritable:g} allows fewer boxes")
+    logging.warning("%s", said)
+
+
+def warn_of_long_names(records: Iterable[Record], tokenizer: Tokenizer, most: int, where: str) -> None:
+    """Says which names have more than `most` = `eval.max_new_tokens` tokens, so that none of them can be generated."""
+    cut = [lost for lost in lost_names(records, tokenizer, most + 1).names if lost.cut]
+    if cut:
+        shown = [_short(lost.name) for lost in cut[:LISTED]] + ["…"] * (len(cut) > LISTED)
+        logging.warning(
+            "%s: %d names have more than eval.max_new_tokens = %d tokens and cannot be found; %d has room for them: %s",
+            *(where, len(cut), most, max(lost.tokens for lost in cut), ", ".join(shown)),
+        )
+
+
+def _spaced(name: str) -> str:
+    return " ".join(name.split())
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…")

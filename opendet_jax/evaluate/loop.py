@@ -20,9 +20,9 @@ from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.config import Config
 from opendet_jax.data.datasets import load_evaluation
 from opendet_jax.data.formats.records import Dataset, Problems, Record
-from opendet_jax.data.images import open_record
+from opendet_jax.data.images import check_present, open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
-from opendet_jax.data.tokenizer import load_tokenizer
+from opendet_jax.data.tokenizer import Tokenizer, check_names, load_tokenizer, warn_of_long_names
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.alignment import analyse
@@ -93,12 +93,9 @@ def evaluate(
     class to measure is None (null). `naming` is what `load_naming(dataset, config)` gives; None: called here.
 
     Raises:
-        InputError: the data set has no image.
         ImageError: an image cannot be read.
         WeightsError, EmbeddingError: see `load_naming`.
     """
-    if not len(dataset):
-        raise InputError(f"{dataset.annotations}: there is no image to evaluate on")
     folder = Path(workdir) / "eval" / config.data.name
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
@@ -190,12 +187,24 @@ def table(metrics: dict[str, Any]) -> str:
     return f"{title}, names to classes: {metrics['name_mapping']}\n{summary(metrics)}"
 
 
+def check_evaluated(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
+    """Looks at what is evaluated on before anything is compiled: there are images, their files, and names that can be
+    found. Raises InputError, ImageError, TokenizerError."""
+    if not len(dataset):
+        raise InputError(f"{dataset.annotations}: there is no image to evaluate on")
+    where = "data.eval" if config.data.eval.annotations else "data.train"
+    check_present(dataset, where, 0.0)
+    check_names(dataset.records, tokenizer, config.data, f"evaluation on {dataset.annotations}")
+    warn_of_long_names(dataset.records, tokenizer, config.eval.max_new_tokens, str(dataset.annotations))
+
+
 def evaluate_checkpoint(config: Config, workdir: Path) -> None:
     """Restores `eval.checkpoint` (−1: the newest) and writes <workdir>/eval/<data set>/. Raises CheckpointError."""
     saved, params, step = restore(workdir, config.eval.checkpoint)
     check_same(saved.to_dict(), config, workdir, in_evaluation)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     eval_set = load_evaluation(config, workdir)
+    check_evaluated(eval_set, tokenizer, config)
     naming = load_naming(eval_set, config)
-    decode = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size).decode
-    inference = Inference(OpenDet(config.model, config.ablation), params, config, decode, local_mesh())
+    inference = Inference(OpenDet(config.model, config.ablation), params, config, tokenizer.decode, local_mesh())
     evaluate(inference, eval_set, config, workdir, step, naming)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from opendet_jax.config import Config, MeshConfig
-from opendet_jax.config_files import config_from_arguments, validate
+from opendet_jax.config_files import at_least, config_from_arguments, validate
 from opendet_jax.errors import InputError
 from opendet_jax.files import write_json
 from opendet_jax.parallel.mesh import AXES, batch_shards, check_batch, make_mesh
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--topology", required=True, help=f"MACHINE:SHAPE, of {', '.join(MACHINES)}")
     made.add_argument("--mesh", default="data:-1", help="axis:size,… of data, fsdp, tensor (default: %(default)s)")
-    made.add_argument("--images", type=int, default=2, help="of each share of the batch (default: %(default)s)")
+    made.add_argument("--images", type=at_least(1), default=2, help="of each share of the batch (default: %(default)s)")
     made.add_argument(
         "--effort", type=float, default=0.0, help="the compiler's, for a fast program: −1 to 1 (default: %(default)s)"
     )

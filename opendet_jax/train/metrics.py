@@ -105,6 +105,11 @@ def read_metrics(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def is_evaluated(workdir: Path, step: int) -> bool:
+    path = workdir / EVALUATIONS
+    return path.is_file() and any(_step_of(line) == step for line in path.read_text().splitlines())
+
+
 def best_step(workdir: Path, metric: str, steps: list[int]) -> int | None:
     """Of these steps the one whose evaluation has the largest `metric`, the latest of several; None: none has any."""
     path = workdir / EVALUATIONS

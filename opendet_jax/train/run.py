@@ -1,7 +1,9 @@
 """A training run at work: what it holds, and what can be done with it. loop.py does it in order."""
 
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from opendet_jax.checkpoints.same_config import CheckpointError
+from opendet_jax.checkpoints import intact
+from opendet_jax.checkpoints.folder import CHECKPOINTS, read_config
+from opendet_jax.checkpoints.same_config import CheckpointError, check_began, check_same
 from opendet_jax.config import Config, TrainConfig
 from opendet_jax.config_files import config_hash
 from opendet_jax.data.datasets import load_datasets
+from opendet_jax.data.formats.records import Dataset
+from opendet_jax.data.images import check_present
 from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import make_embedder
-from opendet_jax.data.tokenizer import load_tokenizer
+from opendet_jax.data.tokenizer import check_names, load_tokenizer
 from opendet_jax.errors import InputError
-from opendet_jax.evaluate.loop import evaluate, load_naming
+from opendet_jax.evaluate.loop import check_evaluated, evaluate, load_naming
 from opendet_jax.files import write_json
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import OpenDet, init_params
@@ -31,7 +37,7 @@ from opendet_jax.parallel.mesh import (
     own_rows,
     place_batch,
 )
-from opendet_jax.parallel.processes import first_process_first, is_first
+from opendet_jax.parallel.processes import check_held, first_process_first, is_first
 from opendet_jax.parallel.sharding import partition
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
@@ -40,7 +46,7 @@ from opendet_jax.train.optimizer import describe_rates, make_optimizer
 from opendet_jax.train.replay import replayed_steps
 from opendet_jax.train.step import jit_step, make_train_step
 from opendet_jax.train.train_state import TrainState, abstract_state, fresh_state
-from opendet_jax.weights.init import describe, initialise
+from opendet_jax.weights.init import check_start, describe, initialise
 
 
 def initial_state(model: OpenDet, optimizer, config: Config, mesh: Mesh) -> TrainState:
@@ -61,6 +67,32 @@ def retention(workdir: Path, config: TrainConfig) -> Callable[[list[int]], set[i
     return kept
 
 
+def check_space(workdir: Path, template: TrainState) -> None:
+    """Raises CheckpointError where the disk has no room for one checkpoint."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise CheckpointError(
+            f"{workdir}: has {free / 2**20:,.1f} MiB free on its disk, a checkpoint needs {needed / 2**20:,.1f}"
+        )
+
+
+def check_goes_on(config: Config, workdir: Path) -> bool:
+    """Whether there is a checkpoint that a run goes on from.
+
+    Raises CheckpointError where it is of another config, or the config names weights to start from that cannot act.
+    """
+    folder = workdir / CHECKPOINTS
+    if not intact.steps(folder):
+        return False
+    step, _ = intact.newest_intact(folder, ("config",))
+    if step is not None and (folder / str(step) / "opt_state").is_dir():
+        saved = read_config(workdir, "opendet")
+        check_same(saved, config, folder / str(step))
+        check_began(saved, config, folder / str(step))
+    return True
+
+
 class Run:
     """Begins at step 0, or where the workdir's newest undamaged checkpoint was taken.
 
@@ -70,22 +102,35 @@ class Run:
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
         self._is_first = is_first()
+        # What was given is looked at before anything is compiled, from the quickest to the slowest.
         self._mesh = mesh = make_mesh(config.mesh)
         check_batch(config, mesh)
         try:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{workdir}: cannot be made: {error.strerror}") from error
-        with first_process_first("data"):  # it may have pictures to draw
-            mixture, self._eval_set = load_datasets(config, workdir)
         tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
         embedder = make_embedder(config.data, config.model.text_width)
-        self._naming = load_naming(self._eval_set, config)
+        model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+        template = abstract_state(model, optimizer, config, mesh)
+        check_space(workdir, template)
+        given = config
+        if check_goes_on(config, workdir):  # with names that it has learnt so far
+            given = replace(config, data=replace(config.data, max_unwritable=1.0))
+        else:
+            check_start(template.params, config)
+        with first_process_first("data"):  # it may have pictures to draw
+            mixture, self._eval_set = load_datasets(config, workdir)
+        sections = ["data.train", *(f"data.mixture[{i}]" for i in range(len(config.data.mixture)))]
+        for part, where in zip(mixture.parts, sections, strict=True):
+            check_present(Dataset(part.annotations, part.records, ()), where, config.data.max_unreadable)
+        check_names(mixture.records, tokenizer, given.data, "training")
+        check_evaluated(self._eval_set, tokenizer, given)
         rows = own_rows(mesh, config.data.batch_size)
         self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, rows))
-        model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
+        self._naming = load_naming(self._eval_set, config)
         self.checkpoints = Checkpoints(workdir, config, retention(workdir, config.train))
-        restored = self.checkpoints.restore_newest(abstract_state(model, optimizer, config, mesh))
+        restored = self.checkpoints.restore_newest(template)
         if restored:
             self.state, position = restored
             self._batches.set_state(position)
@@ -132,8 +177,13 @@ class Run:
         self.step, self.position = sent.step, sent.iterator_state
 
     def save(self) -> None:
-        """Begins to save a checkpoint, of steps that are known to be good. Raises NonFiniteError, SaveError."""
+        """Begins to save a checkpoint, of steps that are known to be good.
+
+        Raises NonFiniteError, SaveError, LockError.
+        """
         self.watch.look_at_all()
+        if self._is_first:
+            check_held(self.workdir)
         self.checkpoints.save(self.state, self.position)
 
     def log(self, terms: Terms) -> None:

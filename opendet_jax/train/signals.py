@@ -3,10 +3,11 @@
 import os
 import signal
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock, Thread, current_thread, main_thread
 from types import FrameType
 
 import jax
@@ -17,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from opendet_jax.errors import InputError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 3.0  # seconds for Python to answer the first signal, where nothing can be lost
+BEFORE = "stopped before the first step; there is nothing to save"
 FAILED = 1000  # said in the place of a signal's number: the process cannot go on
 
 
@@ -37,8 +40,10 @@ class StopSignals:
 
     Allowed it is until `defer` is called and in `interrupting`; of several processes never, as the others would wait.
 
-    The second ends the process at once with status 128 + number. A thread sees to that, because Python's own handlers
-    wait until the compiler or a step returns. Outside the main thread signals stay the caller's business.
+    Python's own handlers wait until the compiler or a step returns. Where nothing can be lost (until `began`, and after
+    `saved`) a thread therefore ends the process, with status 0, some seconds after the first signal. The second signal
+    ends it at once, and at any time, with status 128 + number. Outside the main thread signals stay the caller's
+    business.
     """
 
     def __init__(self) -> None:
@@ -46,13 +51,15 @@ class StopSignals:
         self._error: Exception | None = None
         self._interrupts = jax.process_count() == 1
         self._announced: jax.Array | None = None
+        self._said: str | None = BEFORE if self._interrupts else None  # on leaving; None: there is something to lose
+        self._leaving = Lock()
 
     def __enter__(self) -> "StopSignals":
-        self._installed = threading.current_thread() is threading.main_thread()
+        self._installed = current_thread() is main_thread()
         if self._installed:
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
-            threading.Thread(target=self._count, args=(self._reader,), name="signals", daemon=True).start()
+            Thread(target=self._count, args=(self._reader,), name="signals", daemon=True).start()
             self._old_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             self._old_handlers = {number: signal.signal(number, self._note) for number in STOPPING}
         return self
@@ -63,9 +70,9 @@ class StopSignals:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._old_descriptor)
             self._writer.close()
+        self.began()
 
-    @staticmethod
-    def _count(reader: socket.socket) -> None:
+    def _count(self, reader: socket.socket) -> None:
         seen = 0
         with reader:
             while numbers := reader.recv(16):
@@ -76,9 +83,18 @@ class StopSignals:
                     name = signal.Signals(number).name
                     if seen == 1:
                         os.write(2, f"\n{name}: finishing the step, then saving; once more: leaving at once\n".encode())
+                        Thread(target=self._leave, args=(name,), daemon=True).start()
                     else:
                         os.write(2, f"\n{name} again: leaving; the newest complete checkpoint stays\n".encode())
                         os._exit(128 + number)
+
+    def _leave(self, name: str) -> None:
+        """Unless the signal is answered within the seconds that there are, or something could be lost."""
+        time.sleep(PATIENCE)
+        with self._leaving:
+            if self._said is not None:
+                os.write(1, f"{name}: {self._said}\n".encode())
+                os._exit(0)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._requested = self._requested or number
@@ -88,6 +104,16 @@ class StopSignals:
     def defer(self) -> None:
         """From now on a signal interrupts nothing."""
         self._interrupts = False
+
+    def began(self) -> None:
+        """A step is on its way: from now on there is something to lose."""
+        with self._leaving:
+            self._said = None
+
+    def saved(self, said: str) -> None:
+        """All steps are saved; what is to be said where the process ends now."""
+        with self._leaving:
+            self._said = said if jax.process_count() == 1 else None
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import jax
 
+from opendet_jax.checkpoints import intact
+from opendet_jax.checkpoints.folder import CHECKPOINTS
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
-from opendet_jax.parallel.processes import is_first
+from opendet_jax.parallel.processes import LockError, check_held, is_first, only_training
 from opendet_jax.train.checkpoint import Checkpoints, SaveError
 from opendet_jax.train.finite import NonFiniteError, Sent
-from opendet_jax.train.metrics import METRICS, LogError, draw_curves
+from opendet_jax.train.metrics import METRICS, LogError, draw_curves, is_evaluated
 from opendet_jax.train.replay import save_batch
-from opendet_jax.train.run import Run
-from opendet_jax.train.signals import FailedError, Stopped, StopSignals
+from opendet_jax.train.run import Run, check_goes_on
+from opendet_jax.train.signals import BEFORE, FailedError, Stopped, StopSignals
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -31,24 +33,55 @@ def train(config: Config, workdir: Path) -> None:
     Raises:
         InputError: of many kinds; the message says which file, field or step.
     """
-    with StopSignals() as signals:
+    said = finished(config, workdir)
+    if said:
+        if is_first():
+            print(said)
+        return
+    with StopSignals() as signals, only_training(workdir):
         try:
             run = Run(config, workdir)
             signals.defer()  # to the very end: what saves the run is not interrupted either
         except Stopped as stopped:
-            print(f"{stopped.name}: stopped before the first step; there is nothing to save")
+            print(f"{stopped.name}: {BEFORE}")
             return
         try:
             _to_the_end(run, signals)
         except Stopped as stopped:
+            if run.step == 0:
+                print(f"{stopped.name}: {BEFORE}")
+                return
             salvage(run, stopped)
-            print(f"{stopped.name}: stopped after step {run.step} of {config.train.steps}, which is saved; ", end="")
-            print("the same command continues from it")
+            print(f"{stopped.name}: {_stopped(run)}")
         except Exception as error:
             salvage(run, error)
             raise
         finally:
             run.close()
+
+
+def _stopped(run: Run) -> str:
+    after = f"stopped after step {run.step} of {run.config.train.steps}, which is saved"
+    return f"{after}; the same command continues from it"
+
+
+def finished(config: Config, workdir: Path) -> str:
+    """What there is to say of a run that has taken and evaluated all its steps; nothing of another.
+
+    Raises CheckpointError where it is a run of another config.
+    """
+    taken = intact.steps(workdir / CHECKPOINTS)
+    if not taken or taken[-1] < config.train.steps or not is_evaluated(workdir, taken[-1]):
+        return ""
+    newest, _ = intact.newest_intact(workdir / CHECKPOINTS)
+    if newest is None or newest != taken[-1]:
+        return ""
+    check_goes_on(config, workdir)
+    return (
+        f"finished: {workdir} has {newest} of {config.train.steps} steps, evaluated in {workdir}/eval; "
+        f"--config.train.steps={2 * newest} goes on to that step, --mode=eval evaluates again, --mode=predict uses it, "
+        "another --workdir begins anew"
+    )
 
 
 def _to_the_end(run: Run, signals: StopSignals) -> None:
@@ -62,6 +95,7 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
             with signals.interrupting():
                 run.evaluate()
         terms = run.take_step()
+        signals.began()
         if _due(step + 1, config.log_every, run.first) or step + 1 == config.steps:
             try:
                 run.log(terms)
@@ -70,6 +104,7 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
     signals.check_last()
     run.save()
     run.checkpoints.wait()
+    signals.saved(_stopped(run))
     if is_first():
         draw_curves(run.workdir / METRICS, run.workdir / "curves.png")
     with signals.interrupting():
@@ -104,6 +139,8 @@ def salvage(run: Run, error: BaseException) -> None:
         explained = NonFiniteError(f"{error}{_save_its_batch(run.workdir, error.sent)}", error.sent)
         _save(run, explained)
         raise NonFiniteError(f"{explained}\nThe steps before it are saved", error.sent) from error
+    if run.step == 0:
+        return  # nothing was learnt, and another try must not go on from here
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
         print(f"the state after step {run.step} was lost with the step that failed", file=sys.stderr)
         return
@@ -129,9 +166,11 @@ def _save_its_batch(workdir: Path, sent: Sent) -> str:
 def _save(run: Run, error: BaseException) -> None:
     """To the run's folder, or else to a new one. Raises SaveError if not to the run's."""
     try:
+        if is_first():
+            check_held(run.workdir)
         run.checkpoints.save(run.state, run.position)
         run.checkpoints.wait()
-    except SaveError as failure:
+    except (SaveError, LockError) as failure:
         if jax.process_count() > 1:
             raise
         reasons = dict.fromkeys(str(reason) for reason in (error, failure) if isinstance(reason, InputError))

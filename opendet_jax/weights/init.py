@@ -1,14 +1,13 @@
 """What training starts from (`config.init`): converted weights in the place of random ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
-from opendet_jax.checkpoints.folder import load
+from opendet_jax.checkpoints.folder import Converted, load, read_shapes
 from opendet_jax.config import Config
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights.rules import flat, nested
@@ -29,27 +28,39 @@ FREE = {
 }
 
 
+Reader = Callable[[Path, str], Converted]
+
+
 def initialise(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """`params` with what the folders of `config.init` hold in their place.
 
     Raises:
         WeightsError: a folder holds something else, or a model of other sizes (each is named).
     """
+    return _put(params, config, load)
+
+
+def check_start(shapes: Mapping[str, Any], config: Config) -> None:
+    """Raises WeightsError as `initialise` would, from the shapes of the parameters: nothing is loaded."""
+    _put(shapes, config, read_shapes)
+
+
+def _put(params: Mapping[str, Any], config: Config, read: Reader) -> dict[str, Any]:
     leaves, model = flat(params), config.model
     if config.init.model:
-        leaves |= _part(Path(config.init.model), "opendet", "", asdict(model), leaves)
+        leaves |= _part(read, Path(config.init.model), "opendet", "", asdict(model), leaves)
     if config.init.backbone:
-        leaves |= _part(Path(config.init.backbone), "swin", "backbone/", asdict(model.backbone), leaves)
+        leaves |= _part(read, Path(config.init.backbone), "swin", "backbone/", asdict(model.backbone), leaves)
     if config.init.t5:
         sizes = {**asdict(model.t5), "text_width": model.text_width}
-        leaves |= _part(Path(config.init.t5), "t5", "name_generator/t5/", sizes, leaves)
+        leaves |= _part(read, Path(config.init.t5), "t5", "name_generator/t5/", sizes, leaves)
     return nested(leaves)
 
 
 def _part(
-    folder: Path, kind: str, prefix: str, sizes: Mapping[str, Any], leaves: Mapping[str, Any]
-) -> dict[str, jax.Array]:
-    converted = load(folder, kind)
+    read: Reader, folder: Path, kind: str, prefix: str, sizes: Mapping[str, Any], leaves: Mapping[str, Any]
+) -> dict[str, Any]:
+    converted = read(folder, kind)
     theirs, ours = _sizes(converted.config.get("model", converted.config)), _sizes(sizes)
     differing = [
         f"  {name}: the weights {value!r}, the config {ours.get(name)!r}"

@@ -155,3 +155,28 @@ def test_command_line(tmp_path, capsys):
 def test_refuses_sizes_that_cannot_hold_a_scene(tmp_path):
     with pytest.raises(ValueError, match="size=8"):
         generate(tmp_path, 1, seed=0, size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "-3"], "-3 is less than 1"),
+        (["--images", "0"], "0 is less than 1"),
+        (["--images", "many"], "'many' is not a whole number"),
+        (["--size", "16"], "16 is less than 32"),
+        (["--seed", "-1"], "-1 is less than 0"),
+        (["--frequencies_from", "none.json"], "error: none.json: cannot be read: No such file or directory"),
+        (["--frequencies_from", __file__], "is not the json of a drawn set"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_line(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", str(tmp_path), "--images", "2", "--size", "40", *arguments])
+    assert message in f"{ended.value} {capsys.readouterr().err}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: --out .*file: cannot be written: File exists"):
+        main(["--out", str(tmp_path / "file"), "--images", "2"])

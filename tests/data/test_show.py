@@ -111,6 +111,24 @@ def test_numbers_out_of_range(capsys):
     assert "0 is less than 1" in capsys.readouterr().err
 
 
+def test_names_that_cannot_be_learnt_are_said(folder, config):
+    """And not what cannot be said: without the tokenizer on this machine the sheet is drawn all the same."""
+    content = json.loads((folder / "set.json").read_text())
+    content["categories"] = [{"id": 1, "name": "a zebra of the plains"}]
+    (folder / "set.json").write_text(json.dumps(content))
+    data = replace(config.data, tokenizer="byt5", max_name_tokens=8)
+    said = show.show(replace(config, data=data), folder / "sheet.png", images=1, step=0)
+    assert "1 of 1 names, of 3 of 3 boxes (100.00%), cannot be learnt: with data.tokenizer = 'byt5'" in said
+    assert "'a zebra of the plains' is cut off to 'a zebra', it has 22 tokens" in said
+    assert "data.max_name_tokens = 22 has room" in said
+
+
+def test_without_the_tokenizer_it_is_said_that_names_are_not_checked(folder, config, caplog):
+    data = replace(config.data, tokenizer=str(folder / "none"))
+    assert "most frequent: zebra" in show.show(replace(config, data=data), folder / "sheet.png", images=1, step=0)
+    assert "whether the names can be learnt is not known: data.tokenizer: cannot load" in caplog.text
+
+
 NAMES = ("$5 bill $", "木", "a_{b", "x" * 300, "dog")
 
 

@@ -1,9 +1,24 @@
 """Names to tokens and back, with the tokenizer that needs no file and with T5's."""
 
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from opendet_jax.data.tokenizer import TokenizerError, encode_names, load_tokenizer
+from opendet_jax.config import DataConfig
+from opendet_jax.data import tokenizer as module
+from opendet_jax.data.formats.records import Record
+from opendet_jax.data.tokenizer import (
+    TokenizerError,
+    check_names,
+    encode_names,
+    load_tokenizer,
+    lost_names,
+    warn_of_long_names,
+)
 from tests.data.names import decode_names
 
 
@@ -81,3 +96,138 @@ def test_other_models_tokenizer_is_refused(data_folder):
 def test_more_tokens_than_the_language_model_knows():
     with pytest.raises(TokenizerError, match=r"'byt5' has 384 tokens, config\.model\.t5\.vocab_size is 383"):
         load_tokenizer("byt5", 383)
+
+
+def records(*boxes: str | tuple[str, ...]) -> list[Record]:
+    """A picture whose boxes have these names."""
+    names = tuple((name,) if isinstance(name, str) else name for name in boxes)
+    sides = np.tile(np.array([0, 0, 1, 1], np.float32), (len(names), 1))
+    return [Record(1, Path("a.jpg"), 9, 9, sides, names, np.ones(len(names), np.int64))]
+
+
+SAME = ["cat", "bus (vehicle)", "café", "T-shirt, red", "a_b", "don't", " two  spaces ", "tab\tand\u00a0space"]
+
+
+@pytest.mark.parametrize("name", ["byt5", "t5"])
+def test_names_that_come_back(name, request):
+    assert lost_names(records(*SAME), request.getfixturevalue(name), 32).names == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [
+        ("jalapeño", "jalapeo"),
+        ("ñ", ""),
+        ("猫", ""),
+        ("螺丝", ""),
+        ("½ inch bolt", "12 inch bolt"),
+        ("ﬁsh", "fish"),
+        ("more…", "more..."),
+        ("cafe\u0301", "café"),
+        ("smile 🙂 face", "smile  face"),
+        ("a^b", "ab"),
+        ("</s>", ""),
+        ("<extra_id_0> hat", "hat"),
+        ("salt , pepper", "salt, pepper"),
+    ],
+)
+def test_names_that_t5_cannot_write(t5, name, spelt):
+    [lost] = lost_names(records("cat", name), t5, 32).names
+    assert (lost.name, lost.spelt, lost.cut, lost.boxes) == (name, spelt, False, 1)
+
+
+def test_bytes_write_all_of_them_but_the_tokenizer_s_own_marks(byt5):
+    written = lost_names(
+        records("jalapeño", "猫", "½ inch", "ﬁsh", "more…", "a^b", "🙂", "a </s> b", "<pad>"), byt5, 32
+    )
+    assert {lost.name for lost in written.names} == {"a </s> b", "<pad>"}
+
+
+def test_names_that_are_cut_off(byt5):
+    screws = ("hexagon socket head cap screw M8 x 20", "hexagon socket head cap screw M8 x 30")
+    found = lost_names(records(*screws, "cat"), byt5, 32)
+    assert [(lost.name, lost.tokens, lost.cut) for lost in found.names] == [(screw, 38, True) for screw in screws]
+    assert {lost.spelt for lost in found.names} == {"hexagon socket head cap screw M"}
+    assert not lost_names(records(*screws), byt5, 38).names
+    assert lost_names(records("猫" * 11), byt5, 33).names[0].spelt == "猫" * 10, "not half a letter"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "most", "cut"), [("byt5", 32, 2), ("byt5", 24, 19), ("t5", 8, 20), ("t5", 32, 0)]
+)
+def test_names_of_lvis(tokenizer, most, cut, request, data_folder):
+    names = [
+        c["name"].replace("_", " ") for c in json.loads((data_folder / "names/lvis_v1_categories.json").read_text())
+    ]
+    found = lost_names(records(*names), request.getfixturevalue(tokenizer), most)
+    assert len(found.names) == cut
+    assert all(lost.cut for lost in found.names)
+    assert found.all_names == 1203
+
+
+T5 = DataConfig(tokenizer="t5")
+
+
+def test_few_boxes_are_a_warning(t5, caplog):
+    check_names(records(*["cat"] * 299, "猫"), t5, T5, "mine.json")
+    [line, lost, advice] = caplog.messages[-1].split("\n")
+    assert line.startswith(
+        "mine.json: 1 of 2 names, of 1 of 300 boxes (0.33%), cannot be learnt: with data.tokenizer = 't5'"
+    )
+    assert (lost, advice) == ("  '猫' becomes ''", "data.tokenizer = 'byt5' can write every letter (docs/data.md)")
+
+
+def test_many_are_an_error(t5):
+    """By boxes, not by names: one name of two boxes in a hundred."""
+    many = records(*["cat"] * 98, "猫", "猫")
+    with pytest.raises(
+        TokenizerError, match=r"1 of 2 names, of 2 of 100 boxes .*\n.*\n.*\ndata\.max_unwritable = 0\.01"
+    ):
+        check_names(many, t5, T5, "mine.json")
+    check_names(many, t5, replace(T5, max_unwritable=0.02), "mine.json")
+    with pytest.raises(TokenizerError, match=r"data\.max_unwritable = 0 allows"):
+        check_names(records(*["cat"] * 1000, "猫"), t5, replace(T5, max_unwritable=0.0), "mine.json")
+
+
+def test_one_of_several_names_concerns_the_box_once(t5):
+    found = lost_names(records(("cat", "猫", "貓"), "cat", ("dog", "cat")), t5, 32)
+    assert (len(found.names), found.all_names, found.boxes, found.all_boxes) == (2, 4, 1, 3)
+
+
+def test_the_first_ten_are_listed_those_of_most_boxes_first(t5, caplog):
+    names = list("一二三四五六七八九十百千")
+    check_names(records(*names, *["千"] * 5), t5, replace(T5, max_unwritable=1.0), "mine.json")
+    lines = caplog.messages[-1].split("\n")
+    assert len([line for line in lines if "becomes" in line]) == 10
+    assert lines[1] == "  '千' becomes ''"
+    assert "  … and 2 more" in lines
+
+
+def test_what_to_do_about_names_that_are_cut_off(byt5):
+    with pytest.raises(TokenizerError, match=r"'a long name' is cut off to 'a l', it has 12 tokens") as error:
+        check_names(records("a long name"), byt5, DataConfig(tokenizer="byt5", max_name_tokens=4), "mine.json")
+    assert "data.max_name_tokens = 12 has room" in str(error.value)
+    assert "can write every letter" not in str(error.value)
+
+
+def test_names_longer_than_evaluation_generates(byt5, caplog):
+    warn_of_long_names(records("cat", "garden gnome"), byt5, 11, "mine.json")
+    assert "1 names have more than eval.max_new_tokens = 11 tokens and cannot be found; 13 has room" in caplog.text
+    assert "for them: 'garden gnome'" in caplog.text
+    caplog.clear()
+    warn_of_long_names(records("cat", "garden gnome"), byt5, 12, "mine.json")
+    assert not caplog.messages
+
+
+def test_each_name_is_tried_once(t5, monkeypatch):
+    """A million boxes of a few names take no longer than counting them."""
+    [record] = records("cat", "dog")
+    boxes = tuple(record.names[i % 2] for i in range(1000))
+    many = [replace(record, names=boxes)] * 1000
+    decoded = []
+    decode = module.Tokenizer.decode
+    monkeypatch.setattr(module.Tokenizer, "decode", lambda self, tokens: decoded.append(tokens) or decode(self, tokens))
+    began = time.process_time()
+    assert lost_names(many, t5, 32).all_boxes == 1_000_000
+    assert len(decoded) == 2
+    assert time.process_time() - began < 10

@@ -14,7 +14,7 @@ from opendet_jax.train import run as run_module
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.metrics import MetricsLog
 from opendet_jax.train.run import Run
-from opendet_jax.train.signals import Stopped, StopSignals
+from opendet_jax.train.signals import PATIENCE, Stopped, StopSignals
 from opendet_jax.train.training_loop import train
 from tests.reliability.programs import (
     assert_same_run,
@@ -82,6 +82,58 @@ def test_before_the_first_step(tmp_path, monkeypatch, capsys):
     train(CONFIG, tmp_path)
     assert "SIGTERM: stopped before the first step; there is nothing to save" in capsys.readouterr().out
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("what", ["init", "step"])
+def test_while_the_first_program_is_compiled(tmp_path, what, number):
+    """Python hears nothing meanwhile; there is nothing to lose, and nothing is left."""
+    process = start(tmp_path, TOY_COMPILE=what)
+    wait_for_line(f"compiling {what}", process)
+    sent = time.monotonic()
+    process.send_signal(number)
+    done = finish(process)
+    assert time.monotonic() - sent < 10
+    assert done.status == 0, done.err
+    assert f"{number.name}: stopped before the first step; there is nothing to save" in done.out
+    assert steps(tmp_path / "checkpoints") == []
+    assert "STARTING FROM NOTHING" in run_well(tmp_path, "train.steps=1"), "also after a lock that was left"
+
+
+def test_while_the_last_evaluation_is_compiled(tmp_path):
+    """All steps are saved by then."""
+    process = start(tmp_path, TOY_COMPILE="evaluation")
+    wait_for_line("compiling evaluation", process)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert time.monotonic() - sent < 10
+    assert done.status == 0, done.err
+    assert "SIGTERM: stopped after step 6 of 6, which is saved; the same command continues from it" in done.out
+    assert steps(tmp_path / "checkpoints")[-1] == 6
+    assert "continuing from step 6 of" in run_well(tmp_path), "it evaluates"
+
+
+def test_a_run_that_goes_on_has_its_checkpoint_when_the_first_program_is_compiled(tmp_path):
+    run_well(tmp_path, "train.steps=2")
+    process = start(tmp_path, "train.steps=4", TOY_COMPILE="step")
+    wait_for_line("compiling step", process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert (done.status, "stopped before the first step" in done.out) == (0, True), done.err
+    assert steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_step_that_takes_long_is_finished(tmp_path):
+    """After the first there is something to lose, and no haste."""
+    process = start(tmp_path, "train.steps=1000", "train.checkpoint_every=0", TOY_SLEEP=2 * PATIENCE)
+    wait_for_line("making batch 8", process)  # some are made ahead
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.status == 0, done.err
+    message = re.search(r"SIGTERM: stopped after step (\d+) of 1000, which is saved", done.out)
+    assert message
+    assert steps(tmp_path / "checkpoints") == [int(message[1])]
 
 
 def test_signals_only_where_they_may_interrupt():

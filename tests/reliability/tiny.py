@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     model.update(distiller_points=1, distiller_blocks=1, distiller_hidden=16)
     data = config.data
     data.update(scenes_train=12, scenes_eval=2, scenes_size=32, max_name_tokens=4, max_objects=3, batch_size=2)
+    data.max_unwritable = 1.0  # names of four letters
     data.update(buckets=((32, 32),), train_short_sides=(32,), eval_short_side=32, max_long_side=32)
     config.optimizer.warmup_steps = 0
     config.optimizer.decay_steps = (1000,)

@@ -5,8 +5,10 @@ line of opendet_jax.main, and of these environment variables:
   TOY_POISON=3        the boxes of the 3rd batch are not numbers
   TOY_SLEEP=0.2       seconds that each batch takes to make
   TOY_EVALUATION=60   seconds that an evaluation takes
+  TOY_COMPILE=step    "init", "step" or "evaluation" takes the compiler half an hour, in which Python hears no signal
 """
 
+import hashlib
 import os
 import sys
 import time
@@ -40,10 +42,22 @@ def init_params(_model: Any, key: jax.Array) -> dict[str, Any]:
     }
 
 
+def compile_for_long(what: str) -> None:
+    if os.environ.get("TOY_COMPILE") == what:
+        print(f"compiling {what}", file=sys.stderr, flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in C
+
+
+def compiled_params(model: Any, key: jax.Array) -> dict[str, Any]:
+    compile_for_long("init")
+    return init_params(model, key)
+
+
 def loss_function(_model: Any, _config: Any) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """(params, batch, key) → (total, terms), with dropout drawn from the key."""
 
     def loss(params, batch: Batch, key):
+        compile_for_long("step")
         pixels = jnp.asarray(batch.images.pixels, jnp.float32) / 255
         blocks = pixels.reshape(len(pixels), 32 // BLOCK, BLOCK, 32 // BLOCK, BLOCK, 3).mean((2, 4))
         hidden = jnp.tanh(blocks.reshape(len(pixels), -1) @ params["backbone"]["kernel"])
@@ -62,6 +76,7 @@ def loss_function(_model: Any, _config: Any) -> Callable[..., tuple[jax.Array, d
 
 def evaluate(inference: Any, _dataset: Any, _config: Any, _workdir: Any, step: int, _naming: Any) -> dict[str, Any]:
     """AP is best at step 7 of the first twelve."""
+    compile_for_long("evaluation")
     end = time.monotonic() + float(os.environ.get("TOY_EVALUATION", "0"))
     while time.monotonic() < end:
         time.sleep(0.01)
@@ -84,7 +99,7 @@ def install(put: Callable[[Any, str, Any], None]) -> None:
     from opendet_jax.train import run, step, train_state
 
     put(step, "loss_function", loss_function)
-    put(run, "init_params", init_params)
+    put(run, "init_params", compiled_params)
     put(run, "evaluate", evaluate)
     put(train_state, "init_params", init_params)
     put(TrainingSource, "__getitem__", batch_of_step)

@@ -369,7 +369,17 @@ def test_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "5 images (0 without boxes), 25 boxes (at most 5 an image)" in printed
     assert "box clipped to its image" in printed
-    assert f"{tmp_path / 'out'} is complete: name it as data.train.annotations" in printed
+    assert "names can be written in 32 tokens of 'byt5'" in printed
+    assert f"{tmp_path / 'out'} is complete: name it as data.train.annotations, or data.eval.annotations" in printed
+    command.main(
+        ["prepare", "--dataset", "visual_genome", *paths, "--out", str(tmp_path / "out"), "--max_name_tokens=2"]
+    )
+    assert "cannot be learnt: with data.tokenizer = 'byt5' and data.max_name_tokens = 2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: data\.tokenizer: cannot load"):
+        command.main(
+            ["prepare", "--dataset", "visual_genome", *paths, "--out", str(tmp_path / "no"), f"--tokenizer={tmp_path}"]
+        )
+    assert not (tmp_path / "no").exists()
     with pytest.raises(SystemExit) as ended:
         command.main(["prepare", "--dataset", "visual_genome", *paths, "--out", str(tmp_path / "vg")])
     assert str(ended.value) == f"error: {tmp_path / 'vg'}: is not empty; name another folder"
