@@ -56,7 +56,7 @@ def shared_names(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int
 def shared_said(shared: Mapping[str, tuple[int, ...]]) -> str:
     """What `shared_names` gives, for a message: the first ten."""
     listed = ", ".join(f"{name!r} ({', '.join(map(str, ids))})" for name, ids in [*shared.items()][:NAMES_SAID])
-    return f"{len(shared)} names that several classes bear: {listed}{', …' if len(shared) > NAMES_SAID else ''}"
+    return f"names that several classes bear ({len(shared)}): {listed}{', …' if len(shared) > NAMES_SAID else ''}"
 
 
 def _by_name(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
