@@ -95,9 +95,9 @@ def edges_said(metrics: Mapping[str, Any]) -> list[str]:
     if "boxes_beyond_picture" not in metrics:
         return []
     beyond, outside = metrics["boxes_beyond_picture"], metrics["boxes_outside_picture"]
-    concerned = f"{beyond} true boxes reach beyond their picture, {outside} of them lie wholly outside"
+    concerned = f"true boxes beyond their picture: {beyond}, of these {outside} wholly outside"
     if metrics.get("clip_truth"):
-        return [f"  {concerned}: they are clipped, those outside passed over"]
+        return [f"  {concerned}; clipped, those outside passed over"]
     clipped = metrics["clipped_AP"]
     number = "–" if clipped is None else f"{100 * clipped:.1f}"
-    return [f"  {concerned}: AP with them clipped, as in training: {number} (clip_truth)"]
+    return [f"  {concerned}; AP with them clipped, as in training: {number} (clip_truth)"]

@@ -56,7 +56,7 @@ def shared_names(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int
 def shared_said(shared: Mapping[str, tuple[int, ...]]) -> str:
     """What `shared_names` gives, for a message: the first ten."""
     listed = ", ".join(f"{name!r} ({', '.join(map(str, ids))})" for name, ids in [*shared.items()][:NAMES_SAID])
-    return f"{len(shared)} names that several classes bear: {listed}{', …' if len(shared) > NAMES_SAID else ''}"
+    return f"names that several classes bear ({len(shared)}): {listed}{', …' if len(shared) > NAMES_SAID else ''}"
 
 
 def _by_name(categories: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
@@ -88,25 +88,28 @@ class ExactMapping:
             for synonym in sorted({normalise_name(synonym) for synonym in category.get("synonyms", ())}):
                 if synonym and category["id"] not in named.get(synonym, ()):
                     synonymous[synonym] = (*synonymous.get(synonym, ()), category["id"])
-        self._class: dict[str, tuple[int, int]] = {}  # id, place in `bearers`
+        self._class: dict[str, int] = {}
+        self._shared: dict[str, int] = {}  # of a name that several bear, its place in `bearers`
         self._bearers: list[Bearers] = []
         for name in named | synonymous:
             own, others = named.get(name, ()), synonymous.get(name, ())
             ids = [*own, *others]
-            self._class[name] = (ids[0], len(self._bearers) if len(ids) > 1 else -1)
+            self._class[name] = ids[0]
             if len(ids) > 1:
+                self._shared[name] = len(self._bearers)
                 self._bearers.append(tuple(group for group in (own, others) if group))
 
     def class_of(self, name: str) -> int:
         """The class's id, or UNMAPPED."""
-        return self._look_up(name)[0]
+        return self._class.get(normalise_name(name), UNMAPPED)
 
     def __call__(self, names: Sequence[Sequence[str]], scores: Float32[ndarray, " n"]) -> Classes:
-        found = np.array([self._look_up(beams[0]) for beams in names], np.int64).reshape(-1, 2)
-        return Classes(found[:, :1], scores[:, None], found[:, 1:] if self._bearers else None, self._bearers)
-
-    def _look_up(self, name: str) -> tuple[int, int]:
-        return self._class.get(normalise_name(name), (UNMAPPED, -1))
+        best = [normalise_name(beams[0]) for beams in names]
+        ids = np.array([self._class.get(name, UNMAPPED) for name in best], np.int64)[:, None]
+        if not self._shared:
+            return Classes(ids, scores[:, None])
+        shared = np.array([self._shared.get(name, -1) for name in best], np.int64)[:, None]
+        return Classes(ids, scores[:, None], shared, self._bearers)
 
 
 def generated_text(beams: Sequence[str]) -> str:

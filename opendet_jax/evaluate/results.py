@@ -242,8 +242,8 @@ class _Reader:
             self._ids.add(record["id"])
 
     def _add_name(self, number: int, record: dict[str, Any]) -> None:
-        if "names" in record:
-            names = record["names"]
+        names = record.get("names")
+        if names is not None:
             if not isinstance(names, list) or not names or not isinstance(names[0], str):
                 raise self._error(number, f"names {names!r:.40} is not a list of strings")
             self._names.append(self._known_names.setdefault(names[0], names[0]))

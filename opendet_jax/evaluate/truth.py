@@ -19,6 +19,7 @@ from opendet_jax.data.formats.lvis_form import lvis_form
 from opendet_jax.data.formats.optional_fields import flag
 from opendet_jax.data.formats.records import Dataset, Problems
 from opendet_jax.evaluate.greedy_matching import AREAS, AT_50, THRESHOLDS, TruthBoxes, within_areas
+from opendet_jax.evaluate.name_mapping import normalise_name
 
 SEEN_GROUPS = ("r", "c", "f", "")  # whose classes are part of AP
 GROUPS = (*SEEN_GROUPS, "u")
@@ -190,7 +191,7 @@ def _usable(
     dataset: Dataset, annotations: list[dict[str, Any]], strict: bool, problems: Problems
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each with how messages name it."""
-    names = {category.id: category.name for category in dataset.categories}
+    names = {category.id: normalise_name(category.name) for category in dataset.categories}
     ids = set()
     for annotation in annotations:
         kind, fault = "", ""

@@ -136,12 +136,12 @@ def test_the_command_says_it(tmp_path, capsys):
     (tmp_path / "p.json").write_text(json.dumps(FOUND))
     arguments = [f"--annotations={annotations}", f"--predictions={tmp_path}/p.json", "--protocol=coco"]
     main([*arguments, f"--out={tmp_path}/as_written"])
-    concerned = "2 true boxes reach beyond their picture, 1 of them lie wholly outside"
-    assert f"{concerned}: AP with them clipped, as in training: 100.0 (clip_truth)" in capsys.readouterr().out
+    concerned = "true boxes beyond their picture: 2, of these 1 wholly outside"
+    assert f"{concerned}; AP with them clipped, as in training: 100.0 (clip_truth)" in capsys.readouterr().out
     as_written = json.loads((tmp_path / "as_written/metrics.json").read_text())
     assert (as_written["AP"], as_written["clipped_AP"]) == pytest.approx((0.5 * 34 / 101, 1))
     main([*arguments, f"--out={tmp_path}/clipped", "--clip_truth"])
-    assert f"{concerned}: they are clipped, those outside passed over" in capsys.readouterr().out
+    assert f"{concerned}; clipped, those outside passed over" in capsys.readouterr().out
     clipped = json.loads((tmp_path / "clipped/metrics.json").read_text())
     assert clipped["AP"] == pytest.approx(1)
     assert clipped["clip_truth"] is True
@@ -174,7 +174,7 @@ def test_the_evaluation_of_a_model(tmp_path, clip, capsys):
     assert numbers["AP"] == pytest.approx(1 if clip else 0.5 * 34 / 101)
     assert numbers.get("clipped_AP") == (None if clip else pytest.approx(1))
     assert numbers.get("clip_truth", False) is clip
-    assert "2 true boxes reach beyond their picture, 1 of them lie wholly outside" in capsys.readouterr().out
+    assert "true boxes beyond their picture: 2, of these 1 wholly outside" in capsys.readouterr().out
     assert json.loads((tmp_path / "eval/toy/metrics.json").read_text()) == numbers
 
 

@@ -140,6 +140,7 @@ def test_names_where_every_record_has_them(tmp_path):
     named = {**GOOD, "names": ["cat", "dog"]}
     assert read(tmp_path, [named, named]).detections.names == ["cat", "cat"]
     assert read(tmp_path, [named, GOOD]).detections.names is None
+    assert read(tmp_path, [named, {**GOOD, "names": None, "id": None}]).detections.names is None
 
 
 def test_no_detections(tmp_path):

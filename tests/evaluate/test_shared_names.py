@@ -175,7 +175,7 @@ def test_which_names_are_shared_is_said():
     assert len(shared) == 12
     assert shared["name 3"] == (6, 7)
     said = shared_said(shared)
-    assert said.startswith("12 names that several classes bear: 'name 0' (0, 1), 'name 1' (2, 3), ")
+    assert said.startswith("names that several classes bear (12): 'name 0' (0, 1), 'name 1' (2, 3), ")
     assert "'name 9' (18, 19), …" in said
     assert "name 10" not in said
     assert shared_names(categories[::2]) == {}
@@ -211,7 +211,7 @@ def test_a_whole_evaluation_and_the_file_that_it_writes(tmp_path, kind, monkeypa
     )
     naming = load_naming(dataset, config)
     assert len(warned) == 1
-    assert "2 names that several classes bear: 'pothole' (0, 1), 'crack' (2, 3); a detection counts for" in warned[0]
+    assert "names that several classes bear (2): 'pothole' (0, 1), 'crack' (2, 3); a detection counts for" in warned[0]
     naming = replace(naming, mapping=mapping_of(kind, dataset))
     metrics = evaluate(Knowing(dataset, config), dataset, config, tmp_path, 0, Naming(naming.mapping, None))
     assert len(warned) == 1
@@ -223,7 +223,7 @@ def test_a_whole_evaluation_and_the_file_that_it_writes(tmp_path, kind, monkeypa
         assert sorted(entry["category_id"] for entry in json.loads(predictions.read_text())) == [1, 1, 2, 3]
         shared = metrics.keys() & scored.keys()
         assert {key: metrics[key] for key in shared} == {key: scored[key] for key in shared}
-    assert "2 names that several classes bear" in capsys.readouterr().err
+    assert "names that several classes bear (2)" in capsys.readouterr().err
 
 
 def test_a_file_says_its_classes_itself(tmp_path, capsys):
@@ -234,7 +234,7 @@ def test_a_file_says_its_classes_itself(tmp_path, capsys):
     metrics = score_file(dataset.annotations, tmp_path / "p.json", "lvis", tmp_path / "scores")
     assert metrics["AP"] == 0
     assert metrics["naming_accuracy"] == 1
-    said = "1 names that several classes bear: 'pothole' (0, 1); a detection counts for the class of its category_id"
+    said = "names that several classes bear (1): 'pothole' (0, 1); a detection counts for the class of its category_id"
     assert said in capsys.readouterr().err
 
 
