@@ -79,7 +79,7 @@ class Run:
         with first_process_first("data"):  # it may have pictures to draw
             mixture, self._eval_set = load_datasets(config, workdir)
         tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
-        embedder = make_embedder(config.data, config.model.text_width)
+        embedder = make_embedder(config.data, config.model.text_width, config.eval.text_encoder)
         self._naming = load_naming(self._eval_set, config)
         rows = own_rows(mesh, config.data.batch_size)
         self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, rows))
