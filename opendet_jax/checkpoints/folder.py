@@ -5,6 +5,9 @@ to `opendet_jax.load`.
 """
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +19,10 @@ from absl import logging
 
 from opendet_jax.checkpoints import intact
 from opendet_jax.errors import WeightsError
-from opendet_jax.files import write_json
+from opendet_jax.files import try_folder, write_json
 
-CHECKPOINTS, NOTE = "checkpoints", "weights.json"
+CHECKPOINTS, NOTE, TOKENIZER = "checkpoints", "weights.json", "tokenizer"
+KINDS = ("opendet", "swin", "t5", "clip")
 STEP = 0
 
 
@@ -46,14 +50,36 @@ def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
 
 
 def check_free(folder: Path) -> None:
-    """Raises WeightsError where the folder already holds checkpoints."""
-    if (folder / CHECKPOINTS).exists() or (folder / NOTE).exists():
-        raise WeightsError(f"{folder}: already holds weights; give another folder")
+    """Raises WeightsError where the folder already holds weights, or where nothing could be written into it."""
+    try:
+        if any((folder / name).exists() for name in (CHECKPOINTS, NOTE, TOKENIZER)):
+            raise WeightsError(f"{folder}: already holds weights; give another folder")
+        try_folder(folder)
+    except OSError as error:
+        raise WeightsError(f"{folder}: no weights can be written there: {error.strerror}") from error
 
 
-def save(folder: Path, converted: Converted, note: Mapping[str, Any]) -> None:
-    """Writes the checkpoint, then the note that says it is complete. `note`: source, files, licence, …"""
+def save(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None = None) -> None:
+    """Writes the checkpoint and the note of where it comes from, both or neither. `note`: source, files, licence, …
+
+    `tokenizer`: a folder to copy beside them.
+    """
     check_free(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part.", dir=folder) as name:
+            _write(Path(name), converted, note, tokenizer)
+            # A folder without a checkpoint holds no weights yet, so that it comes last.
+            for part in (NOTE, TOKENIZER, CHECKPOINTS):
+                if (Path(name) / part).exists():
+                    os.replace(Path(name) / part, folder / part)
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None) -> None:
     with _manager(folder, create=True) as manager:
         manager.save(
             STEP,
@@ -62,6 +88,8 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any]) -> None:
             ),
         )
     intact.write_manifest(folder / CHECKPOINTS / str(STEP))
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, folder / TOKENIZER)
     write_json(folder / NOTE, {"kind": converted.kind, **note})
 
 
@@ -130,9 +158,19 @@ def _require_kind(folder: Path, kind: str) -> None:
 def read_note(folder: Path) -> dict[str, Any]:
     """The note of a folder of converted weights; a training run is a model of kind "opendet".
 
-    Raises WeightsError where there are no weights.
+    Raises WeightsError where there are no weights, or the note is damaged.
     """
     if not intact.steps(folder / CHECKPOINTS):
-        raise WeightsError(f"{folder}: holds no converted weights; python -m opendet_jax.weights convert makes them")
+        nothing = "holds no converted weights" + ("" if folder.is_dir() else " (there is no such folder)")
+        raise WeightsError(f"{folder}: {nothing}; python -m opendet_jax.weights convert makes them")
     path = folder / NOTE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"kind": "opendet"}
+    if not path.exists():
+        return {"kind": "opendet"}
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is damaged: {error}") from error
+    if not isinstance(note, dict) or note.get("kind") not in KINDS:
+        kind = note.get("kind") if isinstance(note, dict) else None
+        raise WeightsError(f"{path}: is damaged: its kind is {kind!r:.40}, none of {', '.join(KINDS)}")
+    return note

@@ -4,6 +4,7 @@ Method: docs/method.md#5-aligner.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def _unit_rows(rows: Float[ndarray, "n E"]) -> Float32[ndarray, "n E"]:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _key(name: str) -> str:
+def table_key(name: str) -> str:
+    """Names with equal keys have one row."""
     return name.strip().lower()
 
 
@@ -66,22 +68,25 @@ class TableRows:
 class TableEmbedder:
     """Looks names up, lower-cased and stripped, in a .npy of rows whose names are the list in the .json beside it.
 
+    A name that the table lacks is looked for with spaces in the place of its underscores. `command` makes a table that
+    has all names, for messages.
     Raises EmbeddingError for a table that is not of that form, and one that lists every name the table does not have.
     """
 
-    def __init__(self, table: str | Path):
-        self.path = Path(table)
+    def __init__(self, table: str | Path, command: str = ""):
+        self.path, self._help = Path(table), f"; make one that has them: {command}" if command else ""
         names_path = self.path.with_suffix(".json")
         for path in (self.path, names_path):
             if not path.is_file():
                 raise EmbeddingError(
                     f"{path}: no such file (a table of text embeddings is a .npy and a .json beside it)"
+                    + (f"; make it: {command}" if command else "")
                 )
         try:
             self._rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise EmbeddingError(f"{self.path}: is not a table of numbers: {error}") from error
-        names = json.loads(names_path.read_text(encoding="utf-8"))
+        names = _names_of_rows(names_path)
         if self._rows.ndim != 2 or len(names) != len(self._rows):
             raise EmbeddingError(
                 f"{self.path}: shape {self._rows.shape} does not match the {len(names)} names of {names_path}"
@@ -89,18 +94,33 @@ class TableEmbedder:
         self.width = self._rows.shape[1]
         self._row_of: dict[str, int] = {}
         for row, name in enumerate(names):
-            self._row_of.setdefault(_key(name), row)
+            self._row_of.setdefault(table_key(name), row)
+
+    def _row(self, name: str) -> int | None:
+        key = table_key(name)
+        return self._row_of.get(key, self._row_of.get(table_key(key.replace("_", " "))))
 
     def embed(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
         return self.rows(names)[np.arange(len(names))]
 
     def rows(self, names: Sequence[str]) -> TableRows:
-        missing = sorted({name for name in names if _key(name) not in self._row_of})
+        places = [self._row(name) for name in names]
+        missing = sorted({name for name, place in zip(names, places, strict=True) if place is None})
         if missing:
             raise EmbeddingError(
-                f"{self.path}: has no embedding of {len(missing)} names: {', '.join(map(repr, missing))}"
+                f"{self.path}: has no embedding of {len(missing)} names: {', '.join(map(repr, missing))}{self._help}"
             )
-        return TableRows(self._rows, np.array([self._row_of[_key(name)] for name in names], np.int64))
+        return TableRows(self._rows, np.array(places, np.int64))
+
+
+def _names_of_rows(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EmbeddingError(f"{path}: cannot be read as a list of names: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise EmbeddingError(f"{path}: is not a list of names")
+    return names
 
 
 class HashedEmbedder:
@@ -121,18 +141,40 @@ class HashedEmbedder:
     def embed(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
         if not names:
             return np.zeros((0, self.width), np.float32)
-        counts = csr_matrix(self._hashing.transform([f"a {_key(name)}" for name in names]))
+        counts = csr_matrix(self._hashing.transform([f"a {table_key(name)}" for name in names]))
         return _unit_rows(counts.dot(self._projection))
 
     def rows(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
         return self.embed(names)
 
 
-def make_embedder(config: DataConfig, width: int) -> TextEmbedder:
-    """The embedder that the config asks for; EmbeddingError where its width is not the model's E."""
+def make_embedder(config: DataConfig, width: int, encoder: str = "") -> TextEmbedder:
+    """The embedder that the config asks for; EmbeddingError where its width is not the model's E.
+
+    `encoder`: the folder of CLIP's text tower, for messages, where the config names one.
+    """
     if config.text_embeddings == "hashed":
         return HashedEmbedder(width)
-    embedder = TableEmbedder(config.text_table)
+    embedder = TableEmbedder(config.text_table, table_command(config, encoder))
     if embedder.width != width:
         raise EmbeddingError(f"{embedder.path}: embeddings are {embedder.width} wide, model.text_width is {width}")
     return embedder
+
+
+def table_command(config: DataConfig, encoder: str = "") -> str:
+    """The command that makes a table of the config's names, in a file that is not there yet."""
+    sets = [paths for paths in (config.train, *config.mixture, config.eval) if paths.annotations]
+    sources = dict.fromkeys((paths.annotations, paths.name_field) for paths in sets)  # each once
+    if config.source == "json" and sources:
+        fields = [field for _, field in sources]
+        named = ["--annotations", *(annotations for annotations, _ in sources)]
+        if any(fields):
+            named += ["--name_field", *(fields[:1] if len(set(fields)) == 1 else fields)]
+    else:
+        named = ["--names", "names.txt"]
+    table, number = Path(config.text_table or "names.npy"), 2
+    out = table
+    while out.exists() or out.with_suffix(".json").exists():
+        out, number = table.with_stem(f"{table.stem}_{number}"), number + 1
+    words = ["python", "-m", "opendet_jax.weights", "embed-names", *named]
+    return shlex.join([*words, "--encoder", encoder or "weights/clip", "--out", str(out)])

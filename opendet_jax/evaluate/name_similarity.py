@@ -113,7 +113,7 @@ def name_texts(dataset: Dataset, config: Config, encoder: RememberingEncoder | N
     """
     width = config.model.text_width
     if encoder is None:
-        embedder = make_embedder(config.data, width)
+        embedder = make_embedder(config.data, width, config.eval.text_encoder)
         embedder.rows(sorted({names[0] for record in dataset.records for names in record.names}))
         return EmbeddedNames(embedder, config.data.text_embeddings)
     if encoder.width != width:

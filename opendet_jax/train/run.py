@@ -110,7 +110,7 @@ class Run:
         except OSError as error:
             raise CheckpointError(f"{workdir}: cannot be made: {error.strerror}") from error
         tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
-        embedder = make_embedder(config.data, config.model.text_width)
+        embedder = make_embedder(config.data, config.model.text_width, config.eval.text_encoder)
         model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
         template = abstract_state(model, optimizer, config, mesh)
         check_space(workdir, template)

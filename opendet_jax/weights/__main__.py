@@ -3,7 +3,7 @@
     python -m opendet_jax.weights convert --from opendet|swin|t5|clip --source X --out DIR
     python -m opendet_jax.weights inspect X
     python -m opendet_jax.weights export DIR --to opendet|swin|swin_hugging_face|t5 --out FILE.safetensors
-    python -m opendet_jax.weights embed-names --names FILE --encoder DIR --out table.npy
+    python -m opendet_jax.weights embed-names --annotations JSON… --encoder DIR --out table.npy
 
 docs/weights.md has a command for each published source.
 """
@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from opendet_jax.checkpoints.folder import KINDS
 from opendet_jax.compilation import enable_cache
 from opendet_jax.errors import InputError
-from opendet_jax.weights.convert import KINDS, LAYOUTS
+from opendet_jax.weights.convert import LAYOUTS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     convert.add_argument(
-        "--tokenizer", default="", metavar="T", help="folder or hub name; default: that of the source, or Flan-T5's"
+        "--tokenizer",
+        default="",
+        metavar="T",
+        help="folder or hub name; default: of clip that beside the source, of opendet Flan-T5's; swin and t5 have none",
     )
     convert.add_argument("--licence", default="", help="to note, where the source's model card does not say it")
 
@@ -43,7 +47,18 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors or .pth")
 
     embed = commands.add_parser("embed-names", help="a table of text embeddings for training and evaluation")
-    embed.add_argument("--names", required=True, type=Path, metavar="FILE", help="a name a line, or a json list")
+    names = embed.add_mutually_exclusive_group(required=True)
+    names.add_argument("--names", type=Path, metavar="FILE", help="a name a line, or a json list")
+    names.add_argument(
+        "--annotations", nargs="+", metavar="JSON", help="the names that training reads there: any form of docs/data.md"
+    )
+    embed.add_argument(
+        "--name_field",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="the data sets' name_field: one for all annotations, or one for each ('' for none)",
+    )
     embed.add_argument("--encoder", required=True, type=Path, metavar="DIR", help="CLIP, converted")
     embed.add_argument("--tokenizer", default="", metavar="T", help="where DIR holds none: a folder or hub name")
     embed.add_argument("--out", required=True, type=Path, metavar="TABLE.npy", help="rows; the names go beside it")
@@ -69,8 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             from opendet_jax.weights.commands import embed_command
 
-            embed_command(options.names, options.encoder, options.tokenizer, options.out)
+            if options.name_field and not options.annotations:
+                raise InputError("--name_field: belongs to --annotations")
+            annotations, fields = options.annotations or [], options.name_field
+            embed_command(options.names, annotations, fields, options.encoder, options.tokenizer, options.out)
     except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a disk that is full, a file that vanishes
         sys.exit(f"error: {error}")
 
 

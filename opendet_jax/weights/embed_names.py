@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Float32, Int
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from opendet_jax.checkpoints.folder import load
+from opendet_jax.checkpoints.folder import TOKENIZER, load
 from opendet_jax.config import CLIPTextConfig
 from opendet_jax.errors import WeightsError
-from opendet_jax.files import write_json
+from opendet_jax.files import try_folder, write_json
 from opendet_jax.model.clip_text import CLIPText
+from opendet_jax.weights.source import first_line
 
-TOKENIZER = "tokenizer"  # folder beside the weights
 BATCH = 64
 
 
@@ -52,6 +52,12 @@ class TextEncoder:
             rows.append(np.asarray(self._encode(self._params, tokens))[: len(chunk)])
         return np.concatenate(rows) if rows else np.zeros((0, self.width), np.float32)
 
+    def cut(self, names: Sequence[str]) -> list[str]:
+        """The names of which the tower does not read the end."""
+        longest = self.config.max_tokens
+        found = self._tokenizer([text_of(name) for name in names], truncation=True, max_length=longest + 1)["input_ids"]
+        return [name for name, tokens in zip(names, found, strict=True) if len(tokens) > longest]
+
     def _tokens(self, texts: list[str]) -> np.ndarray:
         longest = self.config.max_tokens
         found = self._tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
@@ -65,35 +71,44 @@ class TextEncoder:
         return tokens
 
 
+def text_of(name: str) -> str:
+    """What is embedded of a name."""
+    return f"a {name}"
+
+
 def load_text_encoder(folder: Path, tokenizer: str = "") -> TextEncoder:
     """The text tower converted into `folder`; its tokenizer lies beside it, or is given as a folder or hub name.
 
-    Raises WeightsError where one of them is missing.
+    Raises WeightsError where one of them is missing, or they do not belong together.
     """
     converted = load(folder, "clip")
     name = tokenizer or str(folder / TOKENIZER)
     if not tokenizer and not Path(name).is_dir():
         raise WeightsError(f"{folder}: holds no tokenizer; give --tokenizer a folder or a name on the Hugging Face hub")
+    config, inner = CLIPTextConfig(**converted.config), open_tokenizer(name)
+    check_tokenizer(inner, config, name)
+    return TextEncoder(config, converted.params, inner)
+
+
+def open_tokenizer(name: str) -> Any:
+    """A folder's tokenizer, or one on the hub. Raises WeightsError."""
     try:
-        inner = AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # which one depends on what is missing
-        raise WeightsError(f"cannot load the tokenizer {name!r}: {error}") from error
-    return TextEncoder(CLIPTextConfig(**converted.config), converted.params, inner)
+        raise WeightsError(f"cannot load the tokenizer {name!r}: {first_line(error)}") from error
 
 
-def read_names(path: Path) -> list[str]:
-    """One name a line, or a json list of strings. Raises WeightsError for another form, an empty or repeated name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read as names: {error}") from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise WeightsError(f"{path}: must be a list of names, none of them empty")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise WeightsError(f"{path}: names occur more than once: {', '.join(map(repr, repeated[:10]))}")
-    return names
+def check_tokenizer(tokenizer: Any, config: CLIPTextConfig, name: str) -> None:
+    """Raises WeightsError where the tower would not find the end of this tokenizer's texts, or not know its tokens."""
+    tokens = tokenizer(text_of("b"))["input_ids"]
+    last, size = (tokens[-1] if tokens else None), len(tokenizer)
+    if size > config.vocab_size:
+        raise WeightsError(f"the tokenizer {name!r} has {size} tokens, the text tower {config.vocab_size}")
+    # A config of 2 means the largest token (model/clip_text.py).
+    if last != (max(tokens, default=None) if config.end_token == 2 else config.end_token):
+        raise WeightsError(
+            f"the tokenizer {name!r} is of another model: it ends a text with {last}, not CLIP's end token"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,23 +118,44 @@ class _Partial:
     rows: Path
     note: Path
 
-    def done(self, expected: dict[str, Any]) -> int:
-        if not (self.rows.is_file() and self.note.is_file()):
+    @staticmethod
+    def of(out: Path) -> "_Partial":
+        return _Partial(out.with_suffix(".part.npy"), out.with_suffix(".part.json"))
+
+    def done(self, expected: dict[str, Any], shape: tuple[int, int]) -> int:
+        """How many rows need not be made again: none where what is there is damaged, or of other names."""
+        try:
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+            rows = np.load(self.rows, mmap_mode="r", allow_pickle=False)
+            fits = note["of"] == expected and (rows.shape, rows.dtype) == (shape, np.float32)
+            return int(note["done"]) if fits else 0
+        except (OSError, ValueError, TypeError, KeyError):
             return 0
-        note = json.loads(self.note.read_text(encoding="utf-8"))
-        return note["done"] if note["of"] == expected else 0
+
+
+def check_table(out: Path) -> None:
+    """Raises WeightsError where a table cannot be written, or would replace a file (but of one in the making)."""
+    if out.suffix != ".npy":
+        raise WeightsError(f"{out}: the table's name must end in .npy")
+    names = out.with_suffix(".json")
+    try:
+        for path in (out, names):
+            if path.exists() and not (path == names and _Partial.of(out).note.is_file()):
+                raise WeightsError(f"{path}: is there already; give the table another name")
+        try_folder(out.parent)
+    except OSError as error:
+        raise WeightsError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def embed_names(names: Sequence[str], encoder: TextEncoder, out: Path, made_by: str) -> None:
     """Writes `out` (.npy, float32 unit rows) and the names beside it (.json). Interrupted, it goes on where it was."""
-    if out.suffix != ".npy":
-        raise WeightsError(f"{out}: the table's name must end in .npy")
-    partial = _Partial(out.with_suffix(".part.npy"), out.with_suffix(".part.json"))
+    check_table(out)
+    partial = _Partial.of(out)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()
     of = {"names_sha256": listed, "encoder": made_by, "width": encoder.width}
-    done = partial.done(of)
-    out.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(names), encoder.width)
+    done = partial.done(of, shape)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if done:
         rows = np.lib.format.open_memmap(partial.rows, mode="r+")
     else:
@@ -127,7 +163,7 @@ def embed_names(names: Sequence[str], encoder: TextEncoder, out: Path, made_by: 
     with tqdm(total=len(names), initial=done, desc="embed", unit="name") as bar:
         for start in range(done, len(names), BATCH):
             chunk = names[start : start + BATCH]
-            rows[start : start + len(chunk)] = encoder([f"a {name}" for name in chunk])
+            rows[start : start + len(chunk)] = encoder([text_of(name) for name in chunk])
             rows.flush()
             write_json(partial.note, {"of": of, "done": start + len(chunk)}, indent=None)
             bar.update(len(chunk))

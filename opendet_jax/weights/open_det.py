@@ -13,6 +13,7 @@ from opendet_jax.weights.rules import (
     Rule,
     Rules,
     convolution,
+    dead,
     deformable_attention,
     dense,
     norm,
@@ -20,6 +21,7 @@ from opendet_jax.weights.rules import (
 )
 from opendet_jax.weights.text import t5_rules
 
+NEVER_USED = "kept by the authors' program, which never uses it"
 TRANSFORMER = "detr.detr.transformer"
 DECODER = f"{TRANSFORMER}.decoder"
 OWNERS = ("detr.detr", DECODER)  # of the layers' heads, listed by both
@@ -133,7 +135,7 @@ def _dead() -> Iterator[Rule]:
     rules += dense(f"{TRANSFORMER}.enc_out_class_embed1.body_one2one", "")
     rules += dense("mapping_text.layers.{n}", "")
     rules += dense("project_tt", "")
-    yield from (Rule(rule.name, None) for rule in rules)
+    yield from dead(NEVER_USED, (rule.name for rule in rules))
 
 
 DETECTOR_RULES = (
@@ -157,25 +159,25 @@ def _dead_generator() -> Iterator[Rule]:
         *dense(f"{GENERATOR}.t5_proj", ""),
         Rule(f"{GENERATOR}.t5_model.temp", None),
     )
-    yield from (Rule(rule.name, None) for rule in rules)
+    yield from dead(NEVER_USED, (rule.name for rule in rules))
 
 
-def _clip() -> Iterator[Rule]:
+def _clip() -> Iterator[str]:
     """The frozen text encoder with its image tower, kept in the same file in OpenAI's layout: no part of the model."""
     for tower in (f"{CLIP}.transformer", f"{CLIP}.visual.transformer"):
         block = f"{tower}.resblocks.{{i}}"
         for name in ("attn.in_proj_weight", "attn.in_proj_bias"):
-            yield Rule(f"{block}.{name}", None)
+            yield f"{block}.{name}"
         for name in ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-            yield Rule(f"{block}.{name}.weight", None)
-            yield Rule(f"{block}.{name}.bias", None)
+            yield f"{block}.{name}.weight"
+            yield f"{block}.{name}.bias"
     for name in ("ln_final", "visual.ln_pre", "visual.ln_post"):
-        yield Rule(f"{CLIP}.{name}.weight", None)
-        yield Rule(f"{CLIP}.{name}.bias", None)
+        yield f"{CLIP}.{name}.weight"
+        yield f"{CLIP}.{name}.bias"
     for name in ("token_embedding.weight", "positional_embedding", "text_projection", "logit_scale"):
-        yield Rule(f"{CLIP}.{name}", None)
+        yield f"{CLIP}.{name}"
     for name in ("conv1.weight", "class_embedding", "positional_embedding", "proj"):
-        yield Rule(f"{CLIP}.visual.{name}", None)
+        yield f"{CLIP}.visual.{name}"
 
 
 OPENDET_RULES = Rules(
@@ -184,6 +186,6 @@ OPENDET_RULES = Rules(
         *DETECTOR_RULES,
         *t5_rules(f"{GENERATOR}.t5_model.", "name_generator/t5/", ("shared", "decoder.embed_tokens")),
         *_dead_generator(),
-        *_clip(),
+        *dead("CLIP, which is converted from its own file", _clip()),
     )
 )

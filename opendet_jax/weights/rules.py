@@ -2,7 +2,7 @@
 
 A rule pairs a PyTorch name with a path in our tree (slashes separate modules). `{i}` in both stands for the same
 number. Several names may share a path: tensors that a checkpoint lists more than once, which must then be equal.
-Path None names a tensor that no output depends on.
+Path None names a tensor that no output depends on, and `why` says what it is.
 """
 
 import re
@@ -17,6 +17,7 @@ from opendet_jax.errors import WeightsError
 
 Shape = tuple[int, ...]
 LISTED = 40  # names in an error message, of each kind
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Layout(NamedTuple):
@@ -50,6 +51,12 @@ class Rule(NamedTuple):
     path: str | None
     layout: Layout = SAME
     part: Part = WHOLE
+    why: str = ""  # where path is None
+
+
+def dead(why: str, names: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules for tensors that no output depends on. `why`: what they are."""
+    return tuple(Rule(name, None, why=why) for name in names)
 
 
 class Place(NamedTuple):
@@ -83,14 +90,27 @@ class Rules:
     def _by_path(self) -> list[tuple[re.Pattern[str], Rule]]:
         return [(_pattern(rule.path), rule) for rule in self.rules if rule.path is not None]
 
+    def _first(self, name: str) -> tuple[re.Match[str], Rule] | None:
+        """The first rule that matches a name."""
+        return next(((match, rule) for pattern, rule in self._by_name if (match := pattern.fullmatch(name))), None)
+
     def place(self, name: str) -> Place:
         """Where the first rule for `name` puts it. Raises KeyError if there is none."""
-        for pattern, rule in self._by_name:
-            match = pattern.fullmatch(name)
-            if match:
-                path = rule.path.format(**match.groupdict()) if rule.path is not None else None
-                return Place(path, rule.layout, rule.part)
-        raise KeyError(name)
+        found = self._first(name)
+        if found is None:
+            raise KeyError(name)
+        match, rule = found
+        path = rule.path.format(**match.groupdict()) if rule.path is not None else None
+        return Place(path, rule.layout, rule.part)
+
+    def left_out(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Those of the names that no output depends on, by what they are."""
+        out: dict[str, list[str]] = {}
+        for name in names:
+            found = self._first(name)
+            if found is not None and found[1].path is None:
+                out.setdefault(found[1].why, []).append(name)
+        return out
 
     def names(self, path: str) -> list[tuple[str, Layout, Part]]:
         """Every name under which a checkpoint of theirs holds (a part of) the array at `path`."""
@@ -106,8 +126,8 @@ class Rules:
     def to_ours(self, source: Mapping[str, np.ndarray], wanted: Mapping[str, Shape]) -> dict[str, Any]:
         """Our nested tree, float32, of exactly the `wanted` paths.
 
-        Raises WeightsError that lists every name without a rule or a place, every path without a name, and every pair
-        of shapes that differ.
+        Raises WeightsError that lists every name without a rule or a place, every path without a name, every pair of
+        shapes that differ, and every array that is not of finite floats.
         """
         pieces: dict[str, dict[int, np.ndarray]] = {}
         layouts: dict[str, tuple[int, str]] = {}
@@ -123,7 +143,11 @@ class Rules:
             if path not in wanted:
                 problems.unused.append(f"{name} {tuple(value.shape)}: the model has no {path}")
                 continue
-            value = layout.ours(np.asarray(value))
+            value = np.asarray(value)
+            if value.dtype.name not in FLOATS:
+                problems.numbers.append(f"{name} is {value.dtype.name}: a quantised file?")
+                continue
+            value = layout.ours(value)
             before = pieces.setdefault(path, {}).get(part.number)
             if before is not None and not _equal(before, value):
                 problems.unequal.append(f"{name} and {layouts[path][1]}, which both are {path}")
@@ -140,7 +164,10 @@ class Rules:
             if value.shape != shape:
                 problems.shapes.append(f"{layouts[path][1]} is {value.shape} in our layout, {path} is {shape}")
                 continue
-            filled[path] = np.ascontiguousarray(value, np.float32)
+            with np.errstate(over="ignore"):  # float64 beyond float32: infinite, and said
+                filled[path] = np.ascontiguousarray(value, np.float32)
+            if not np.isfinite(filled[path]).all():
+                problems.numbers.append(f"{layouts[path][1]} holds NaN or infinity")
         problems.raise_if_any()
         return nested(filled)
 
@@ -156,6 +183,7 @@ class Rules:
                 nameless.append(path)
             for name, layout, part in names:
                 piece = np.split(np.asarray(value), part.count, axis=-1)[part.number]
+                # safetensors writes an array's memory as it lies: a transposed view would come back scrambled.
                 state[name] = np.ascontiguousarray(layout.theirs(piece))
         if nameless:
             raise WeightsError(f"{len(nameless)} parameters have no name in that layout:\n  " + "\n  ".join(nameless))
@@ -174,6 +202,7 @@ class _Problems:
         self.missing: list[str] = []
         self.shapes: list[str] = []
         self.unequal: list[str] = []
+        self.numbers: list[str] = []
 
     def raise_if_any(self) -> None:
         parts = []
@@ -182,6 +211,7 @@ class _Problems:
             ("parameters that nothing fills", self.missing),
             ("arrays of another shape", self.shapes),
             ("tensors that should be one but differ", self.unequal),
+            ("arrays that are not finite floats", self.numbers),
         ):
             if lines:
                 rest = [f"… and {len(lines) - LISTED} more"] if len(lines) > LISTED else []

@@ -4,10 +4,12 @@ matrices change.
 
 from collections.abc import Sequence
 
-from opendet_jax.weights.rules import LINEAR, Rule, Rules, dense, norm
+from opendet_jax.weights.rules import LINEAR, Rule, Rules, dead, dense, norm
 
 EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")  # one matrix
 FEED_FORWARD = ("wi", "wi_0", "wi_1", "wo")
+DEAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+COMPUTED = "computed, not learned"
 
 
 def t5_rules(prefix: str, path: str, embeddings: Sequence[str] = EMBEDDINGS) -> tuple[Rule, ...]:
@@ -40,6 +42,8 @@ def t5_rules(prefix: str, path: str, embeddings: Sequence[str] = EMBEDDINGS) -> 
         Rule(f"{prefix}lm_head.lora_A", f"{path}lm_head/lora_A", LINEAR),
         Rule(f"{prefix}lm_head.lora_B", f"{path}lm_head/lora_B", LINEAR),
     ]
+    # The first T5's files have it; no layer reads it.
+    rules += dead("an old file's tensor that T5 never had a use for", (f"{prefix}{DEAD}",))
     for name in embeddings:
         rules += [
             Rule(f"{prefix}{name}.weight", f"{path}shared/embedding"),
@@ -63,7 +67,7 @@ TEXT_RULES = (
     *(rule for n in (1, 2) for rule in dense(f"{_LAYER}.mlp.fc{n}", f"{_OURS}/fc{n}")),
     *norm("text_model.final_layer_norm", "final_layer_norm"),
     Rule("text_projection.weight", "text_projection/kernel", LINEAR),
-    Rule("text_model.embeddings.position_ids", None),  # computed
+    *dead(COMPUTED, ("text_model.embeddings.position_ids",)),
 )
 
 _VISION = "vision_model.encoder.layers.{i}"
@@ -71,13 +75,18 @@ _VISION_NAMES = (
     "vision_model.embeddings.class_embedding",
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",
-    "vision_model.embeddings.position_ids",
     *(f"vision_model.{n}.{kind}" for n in ("pre_layrnorm", "post_layernorm") for kind in ("weight", "bias")),
     *(f"{_VISION}.self_attn.{n}_proj.{kind}" for n in ("q", "k", "v", "out") for kind in ("weight", "bias")),
     *(f"{_VISION}.layer_norm{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")),
     *(f"{_VISION}.mlp.fc{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")),
     "visual_projection.weight",
-    "logit_scale",
 )
 
-CLIP_RULES = Rules((*TEXT_RULES, *(Rule(name, None) for name in _VISION_NAMES)))
+CLIP_RULES = Rules(
+    (
+        *TEXT_RULES,
+        *dead("CLIP's image tower", _VISION_NAMES),
+        *dead(COMPUTED, ("vision_model.embeddings.position_ids",)),
+        *dead("the factor of CLIP's similarities", ("logit_scale",)),
+    )
+)

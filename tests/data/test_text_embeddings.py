@@ -79,3 +79,19 @@ def test_rows_stay_in_the_file_until_they_are_asked_for(table):
     assert rows[np.array([], np.int64)].shape == (0, 8)
     with pytest.raises(EmbeddingError, match="no embedding of 1 names: 'cow'"):
         TableEmbedder(table).rows(["cat", "cow"])
+
+
+def test_a_name_with_underscores_has_the_row_of_its_words(table):
+    """Categories have spaces, fields of annotations may have underscores. A row of the very name goes before."""
+    rows = TableEmbedder(table).embed(["traffic_light", "Traffic_Light", "traffic light"])
+    np.testing.assert_array_equal(rows, TableEmbedder(table).embed(["traffic light"] * 3))
+    (table.with_suffix(".json")).write_text(json.dumps(["traffic light", "traffic_light", "dog"]))
+    embedder = TableEmbedder(table)
+    assert not np.allclose(*embedder.embed(["traffic light", "traffic_light"]))
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"cat": 1}', '["cat", 3, "dog"]', "[" * 100_000])
+def test_a_damaged_list_beside_the_table(table, text):
+    table.with_suffix(".json").write_text(text)
+    with pytest.raises(EmbeddingError, match=r"table\.json: (cannot be read as|is not) a list of names"):
+        TableEmbedder(table)

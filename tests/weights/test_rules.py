@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights.rules import CONV, LINEAR, Part, Rule, Rules, dense, flat
@@ -61,6 +62,27 @@ def test_there_and_back_is_exact():
         np.testing.assert_array_equal(value, state[name])
         assert value.dtype == np.float32
         assert value.flags.c_contiguous
+
+
+def test_safetensors_gets_arrays_as_they_lie(tmp_path):
+    """safetensors (0.8.0) writes the memory of an array that is not contiguous, in the wrong order, without a word: a
+    transposed kernel comes back scrambled. What is exported is therefore made contiguous (Rules.to_theirs)."""
+    kernel = np.arange(12, dtype=np.float32).reshape(3, 4)
+    save_file({"transposed": kernel.T}, tmp_path / "as_it_lies.safetensors")
+    scrambled = load_file(tmp_path / "as_it_lies.safetensors")["transposed"]
+    assert scrambled.shape == (4, 3)
+    assert not np.array_equal(scrambled, kernel.T)  # where this fails, safetensors has been mended
+
+    qkv = np.concatenate([kernel, -kernel, 2 * kernel], axis=-1)
+    convolution = np.arange(120, dtype=np.float32).reshape(2, 2, 3, 10)[..., ::2]
+    ours = {"blocks_0": {"fc1": {"kernel": kernel}}, "attention": {"qkv": {"kernel": qkv}}}
+    ours |= {"stem": {"kernel": convolution}}
+    state = RULES.to_theirs(ours)
+    save_file(state, tmp_path / "exported.safetensors")
+    back = load_file(tmp_path / "exported.safetensors")
+    np.testing.assert_array_equal(back["block.0.fc1.weight"], kernel.T)
+    np.testing.assert_array_equal(back["k.weight"], -kernel.T)
+    np.testing.assert_array_equal(back["stem.weight"], convolution.transpose(3, 2, 0, 1))
 
 
 def test_everything_wrong_is_listed_at_once():
