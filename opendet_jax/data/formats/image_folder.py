@@ -117,8 +117,8 @@ class ImageFolder:
         return relative
 
     def _there(self, place: _Place, name: str) -> str:
-        of_visual_genome = self._visual_genome().get(name)
-        return str(place.there if of_visual_genome is None else self.root / of_visual_genome)
+        of_visual_genome = self._visual_genome() if place.written.name in VISUAL_GENOME else {}
+        return str(self.root / of_visual_genome[name] if name in of_visual_genome else place.there)
 
     def _find_place(self, folder: PurePosixPath) -> _Place:
         written, parts = self.root / folder, folder.parts
@@ -133,7 +133,7 @@ class ImageFolder:
             there = self.root.joinpath(*parts[count:])
             if there.is_dir():
                 return _Place(written, there, False)
-        holds_pictures = _holds_files(self.root) or self._visual_genome()
+        holds_pictures = _holds_files(self.root) or (folder.name in VISUAL_GENOME and self._visual_genome())
         return _Place(written, self.root if holds_pictures else written, False)
 
     def _list_visual_genome(self) -> dict[str, str]:

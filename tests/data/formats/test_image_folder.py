@@ -91,6 +91,7 @@ def test_pictures_of_a_json(root, on_disk, names, paths, several):
         (["1.png"], ["http://x/train/1.png", "http://x/val/1.png"], [None, None]),
         (["1.png"], ["http://x/data/1.png", "http://x/val/1.png"], ["1.png", None]),
         (["VG_100K/1.png"], ["http://x/VG_100K_2/1.png"], ["VG_100K/1.png"]),
+        (["VG_100K/1.png", "2.png"], ["http://x/other/1.png", "http://x/other/2.png"], [None, "2.png"]),
         (["VG_100K/1.png"], ["http://x/VG_100K_2/1.png", "http://x/VG_100K/1.png"], [None, "VG_100K/1.png"]),
     ],
 )
