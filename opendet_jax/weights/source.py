@@ -153,7 +153,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except PermissionError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:  # of kinds that NumPy does not have
+        raise WeightsError(f"{path}: holds numbers that cannot be read (float8?): {first_line(error)}") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged, or not a safetensors file: {first_line(error)}") from error
 
 

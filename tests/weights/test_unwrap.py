@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights import source as source_module
@@ -109,6 +110,15 @@ def test_torchscript_is_named(tmp_path):
         torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=r"x\.pt: is a TorchScript archive, which is code"):
         read_source(str(tmp_path / "x.pt"))
+
+
+def test_numbers_of_eight_bits_are_named(tmp_path):
+    eight = {"w": torch.zeros(2).to(torch.float8_e4m3fn)}
+    save_tensors(eight, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"x\.safetensors: holds numbers that cannot be read \(float8\?\)"):
+        read_source(str(tmp_path / "x.safetensors"))
+    with pytest.raises(WeightsError, match=r"x\.pth: w is a torch\.float8_e4m3fn tensor that cannot be read"):
+        read(eight, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
