@@ -75,6 +75,9 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer:
                 if (Path(name) / part).exists():
                     os.replace(Path(name) / part, folder / part)
     finally:
+        if not (folder / CHECKPOINTS).exists():
+            (folder / NOTE).unlink(missing_ok=True)
+            shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from opendet_jax.checkpoints import folder as folders
+from opendet_jax.checkpoints import intact
 from opendet_jax.config import CLIPTextConfig
 from opendet_jax.data.tokenizer import TokenizerError, load_tokenizer
 from opendet_jax.errors import WeightsError
@@ -108,7 +109,7 @@ def parameter_count(params: Mapping[str, Any]) -> int:
 def inspect_command(name: str, every: bool) -> None:
     """Prints a table of modules (or, with `every`, of tensors) with shapes, numbers and bytes."""
     path = Path(name)
-    if (path / folders.CHECKPOINTS).is_dir():
+    if (path / folders.NOTE).exists() or intact.steps(path / folders.CHECKPOINTS):
         note = folders.read_note(path)
         arrays = flat(folders.load(path, note["kind"]).params)
         for key, value in note.items():

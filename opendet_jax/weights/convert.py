@@ -56,6 +56,8 @@ def convert(kind: str, source: Source, tokenizer: str = "") -> Conversion:
     found = without_wrapper(source.state, ANCHORS[kind], source.name)
     state, notes = found.state, (*source.notes, *found.notes)
     if kind == "opendet":
+        if not tokenizer:
+            notes += (f"the tokenizer will be {Config().data.tokenizer}, which is not looked for here",)
         return _conversion(_opendet(state, tokenizer), OPENDET_RULES, state, notes)
     if kind == "swin":
         return _swin(state, notes)

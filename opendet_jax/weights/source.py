@@ -117,8 +117,6 @@ def _downloaded(name: str) -> Path:
 
 
 def _files_of_folder(folder: Path) -> tuple[Path, ...]:
-    if (folder / "checkpoints").is_dir():
-        raise WeightsError(f"{folder}: holds weights of this program already; convert reads those of others")
     for whole in WHOLE_FILES:
         if (folder / whole).is_file():
             return (folder / whole,)
@@ -130,6 +128,8 @@ def _files_of_folder(folder: Path) -> tuple[Path, ...]:
                 raise WeightsError(f"{index}: lists files that are not there: {some(missing) or '(none at all)'}")
             return tuple(folder / shard for shard in shards)
     found = sorted(path for path in folder.iterdir() if _is_of_weights(path))
+    if not found and (folder / "checkpoints").is_dir():
+        raise WeightsError(f"{folder}: holds checkpoints of this program, whole or begun, and no weights of others")
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise WeightsError(f"{folder}: holds no {' or '.join(WHOLE_FILES)}, and not one file of weights but {names}")
@@ -151,7 +151,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="flax") as file:  # unlike numpy, it knows bfloat16
             return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except PermissionError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # of kinds that NumPy does not have
+        raise WeightsError(f"{path}: holds numbers that cannot be read (float8?): {first_line(error)}") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged, or not a safetensors file: {first_line(error)}") from error
 
 
@@ -176,6 +180,8 @@ def _read_pickle(path: Path) -> Found:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, error)) from error
+    except PermissionError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # which one depends on where in the file the reader stumbles
         raise WeightsError(f"{path}: damaged, or not a PyTorch checkpoint: {first_line(error)}") from error
     found = model_of(content, str(path))
@@ -183,10 +189,11 @@ def _read_pickle(path: Path) -> Found:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
+    except Exception:  # no archive, or a damaged one: torch's reader will say so
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def _refusal(path: Path, error: Exception) -> str:

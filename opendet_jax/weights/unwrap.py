@@ -13,6 +13,7 @@ from opendet_jax.errors import WeightsError
 MODEL = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "params", "weights")
 AVERAGE = re.compile(r"(?<![a-zA-Z])ema(?![a-z])|Ema(?![a-z])|EMA|averaged?_model")
 COUNTER = "n_averaged"  # PyTorch's AveragedModel keeps it among the tensors
+DEPTH = 4  # entries within entries
 OF_TRAINING = re.compile(r"optim|sched|scaler|rng|loss|criterion", re.IGNORECASE)
 LISTED = 10  # names or entries in a message
 
@@ -77,15 +78,15 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _trail(content: Mapping[Any, Any], file: str) -> tuple[str, ...] | None:
+def _trail(content: Mapping[Any, Any], file: str, depth: int = DEPTH) -> tuple[str, ...] | None:
     """The keys that lead to the model's dictionary; None where there is none."""
     if _is_state(content):
         return ()
     texts = [key for key in content if isinstance(key, str)]
     known = [key for key in MODEL if key in texts]
     for key in (*known, *(key for key in texts if AVERAGE.search(key) and key not in known)):
-        if isinstance(content[key], Mapping):
-            inner = _trail(content[key], file)
+        if isinstance(content[key], Mapping) and depth:
+            inner = _trail(content[key], file, depth - 1)
             if inner is not None:
                 return (key, *inner)
     states = [key for key in texts if _is_state(content[key]) and not OF_TRAINING.search(key)]

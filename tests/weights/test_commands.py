@@ -115,7 +115,7 @@ def test_convert_names_what_it_cannot_read(ours, theirs, tmp_path):
         (tmp_path / "notes.txt", "notes.txt: not a file of weights"),
         (tmp_path / "folder.safetensors", "folder.safetensors: holds no model.safetensors"),
         (tmp_path / "gone.safetensors", "gone.safetensors: no such file"),
-        (ours / "swin", "swin: holds weights of this program already"),
+        (ours / "swin", "swin: holds checkpoints of this program, whole or begun"),
         (tmp_path / "torn", "config.json: is not json"),
     ):
         out = ("--out", tmp_path / "out")
@@ -227,7 +227,7 @@ def test_a_damaged_note(tmp_path, text, message):
 def test_inspect_names_what_it_cannot_read(tmp_path):
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
-    assert "begun: holds no converted weights" in error_of("inspect", tmp_path / "begun")
+    assert "begun: holds checkpoints of this program, whole or begun" in error_of("inspect", tmp_path / "begun")
     assert "empty: holds no model.safetensors" in error_of("inspect", tmp_path / "empty")
     assert "absent: no such file or folder" in error_of("inspect", tmp_path / "absent")
 
@@ -363,3 +363,4 @@ def test_a_folder_of_weights_appears_whole(ours, tmp_path, monkeypatch):
         save(tmp_path / "out", swin, {})
     with pytest.raises(WeightsError, match="holds no converted weights"):
         load(tmp_path / "out", "swin")
+    assert not (tmp_path / "out").exists()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from opendet_jax.errors import WeightsError
+from opendet_jax.weights import source as source_module
 from opendet_jax.weights.source import read_source
 from opendet_jax.weights.unwrap import model_of, printable, without_wrapper
 
@@ -108,6 +110,60 @@ def test_torchscript_is_named(tmp_path):
         torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=r"x\.pt: is a TorchScript archive, which is code"):
         read_source(str(tmp_path / "x.pt"))
+
+
+def test_numbers_of_eight_bits_are_named(tmp_path):
+    eight = {"w": torch.zeros(2).to(torch.float8_e4m3fn)}
+    save_tensors(eight, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"x\.safetensors: holds numbers that cannot be read \(float8\?\)"):
+        read_source(str(tmp_path / "x.safetensors"))
+    with pytest.raises(WeightsError, match=r"x\.pth: w is a torch\.float8_e4m3fn tensor that cannot be read"):
+        read(eight, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_files_that_cannot_be_opened_are_not_called_damaged(tmp_path, monkeypatch, name):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(source_module, "safe_open", refuse)
+    with pytest.raises(WeightsError, match=f"{name}: cannot be read: Permission denied"):
+        read_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["zipped.pth", "old.pth", "x.safetensors"])
+def test_damage_anywhere_is_one_clear_error(tmp_path, name):
+    """Bytes changed and files cut at many places: what is read has the shapes, or it is an error of that file."""
+    path = tmp_path / name
+    if name == "x.safetensors":
+        save_file({key: tensor.numpy() for key, tensor in MODEL.items()}, path)
+    else:
+        content = {"model": MODEL, "args": OPTIONS}
+        torch.save(content, path, _use_new_zipfile_serialization=name == "zipped.pth")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    messages = []
+    for trial in range(150):
+        place = int(rng.integers(len(whole)))
+        changed = bytearray(whole)
+        changed[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(whole[:place] if trial % 3 == 0 else changed)
+        try:
+            state = read_source(str(path)).state
+        except WeightsError as error:
+            messages.append(str(error))
+        else:
+            assert all(np.asarray(value).size < 100 for value in state.values())
+    assert len(messages) > 50
+    assert all(name in message and message.isprintable() for message in messages)
+
+
+def test_a_dictionary_within_itself_ends(tmp_path):
+    loop = {"epoch": 3}
+    loop["model"] = loop
+    with pytest.raises(WeightsError, match="holds epoch, model, but no 'model'"):
+        model_of(loop, "x.pth")
 
 
 def test_codes_of_terminals_do_not_get_through():
