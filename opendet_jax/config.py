@@ -230,7 +230,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    inputs: str = ""  # glob of images
+    inputs: str = ""  # a picture, a folder of them, or a glob
     output: str = ""  # folder; empty: <workdir>/predict
     max_detections: int = 100
     min_score: float = 0.3
