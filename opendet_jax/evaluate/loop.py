@@ -23,7 +23,7 @@ from opendet_jax.data.images import open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
-from opendet_jax.errors import InputError
+from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.evaluate.alignment import analyse
 from opendet_jax.evaluate.evaluator import Evaluator
 from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping
@@ -31,7 +31,7 @@ from opendet_jax.evaluate.name_similarity import NameTexts, RememberingEncoder, 
 from opendet_jax.evaluate.pictures import draw_alignment
 from opendet_jax.evaluate.protocols import PER_IMAGE
 from opendet_jax.evaluate.report import summary
-from opendet_jax.evaluate.results import ImageResults, results_file
+from opendet_jax.evaluate.results import ImageResults, results_file, so_far
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import replacing, write_json
 from opendet_jax.inference import Found, Inference, Selection
@@ -89,6 +89,7 @@ def evaluate(
     Raises:
         InputError: the data set has no image.
         ImageError: an image cannot be read.
+        Interrupted: Ctrl-C. What has been detected is written.
         WeightsError, EmbeddingError: see `load_naming`.
     """
     if not len(dataset):
@@ -97,15 +98,21 @@ def evaluate(
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
     shown: dict[int, Found] = {}
-    evaluator, boxes = Evaluator(lvis_truth(dataset)), 0
-    with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
-        for image_id, found in _detect(inference, dataset, config):
-            image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
-            write(image.entries(PER_IMAGE))
-            evaluator.add(image_id, image.detections(), image.boxes())
-            boxes += len(found.scores)
-            if any(record.image_id == image_id for record in pictured):
-                shown[image_id] = found
+    evaluator, boxes, done = Evaluator(lvis_truth(dataset)), 0, 0
+    try:
+        with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
+            for image_id, found in _detect(inference, dataset, config):
+                image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
+                write(image.entries(PER_IMAGE))
+                evaluator.add(image_id, image.detections(), image.boxes())
+                boxes, done = boxes + len(found.scores), done + 1
+                if any(record.image_id == image_id for record in pictured):
+                    shown[image_id] = found
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped after {done} of {len(dataset)} images: what was found in them is in "
+            f"{so_far(folder / PREDICTIONS)}; there are no metrics"
+        ) from None
     metrics: dict[str, Any] = {
         "name_mapping": naming.mapping.title,
         "max_detections": config.eval.max_detections,  # 0 = all

@@ -22,6 +22,7 @@ _SIZES = ("APs", "APm", "APl")
 _LVIS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APu", *_SIZES)
 _COCO = ("AP", "AP50", "AP75", *_SIZES, "AR1", "AR10", "AR100")
 _COCO_TITLE = "COCO AP, ≤ 100 a class"
+METRICS = "metrics.json"
 TITLES = {"lvis": "LVIS AP, ≤ 300 detections an image", "lvis_fixed": "fixed AP", "coco": "COCO AP"}
 
 
@@ -34,6 +35,8 @@ def score_file(
     minival: bool = False,
 ) -> dict[str, Any]:
     """Writes metrics.json, tables and pictures to `out` and returns the metrics; best and worst images need `images`.
+
+    Numbers are written first, so that Ctrl-C while pictures are drawn costs none of them.
 
     Raises:
         AnnotationError: the annotations, or one of them, cannot be used; the predictions are not json.
@@ -58,14 +61,14 @@ def score_file(
         **evaluation.metrics,
     }
     sheets = _example_sheets(dataset, results, evaluation) if images is not None else {}
+    write_classes(evaluation, out / "classes.csv")
+    write_names(evaluation, out / "names.csv")
+    write_json(out / METRICS, metrics)
+    print(f"{len(dataset)} images, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
+    _draw(evaluation, protocol, f"{predictions.name} on {annotations.name}: {TITLES[protocol]}", out)
     for name, picture in sheets.items():
         with replacing(out / name) as part:
             picture.save(part, format="PNG")
-    _draw(evaluation, protocol, f"{predictions.name} on {annotations.name}: {TITLES[protocol]}", out)
-    write_classes(evaluation, out / "classes.csv")
-    write_names(evaluation, out / "names.csv")
-    write_json(out / "metrics.json", metrics)
-    print(f"{len(dataset)} images, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
     return metrics
 
 

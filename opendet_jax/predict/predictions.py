@@ -15,15 +15,11 @@ from tqdm import tqdm
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import load_image
 from opendet_jax.data.pixels import MAX_PIXELS, ImageError
-from opendet_jax.errors import InputError
+from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.files import replacing, write_json
 from opendet_jax.predict.detector import Detector, load
 
 PREDICTIONS = "predictions.json"
-
-
-class Interrupted(InputError):
-    """Ctrl-C; the message says what had been done and is kept."""
 
 
 @dataclass(frozen=True)

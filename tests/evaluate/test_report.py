@@ -154,3 +154,22 @@ def test_numbers_do_not_depend_on_the_order_of_images(folder, tmp_path):
     truth, found = load(folder / "lvis.json"), load(folder / "p.json")
     order = sorted(found, key=lambda detection: -detection["image_id"])
     assert metrics(truth, order) == metrics(truth, found)
+
+
+@pytest.mark.parametrize(
+    ("at", "message", "files"),
+    [
+        ("read_truth", "stopped: nothing is written", set()),
+        ("Evaluator.finish", "stopped: nothing is written", set()),
+        ("_draw", r"stopped: all numbers are in .*out, not all pictures", {"metrics.json", "classes.csv", "names.csv"}),
+    ],
+)
+def test_ctrl_c(folder, tmp_path, at, message, files, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(f"opendet_jax.evaluate.report.{at}", interrupt)
+    with pytest.raises(SystemExit, match=message):
+        score(folder, tmp_path / "out", "lvis.json")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from opendet_jax.config import Config, PredictConfig
-from opendet_jax.errors import InputError
+from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.predict.detector import Detector
-from opendet_jax.predict.predictions import Interrupted, find_inputs, predict_files, predict_from_config
+from opendet_jax.predict.predictions import find_inputs, predict_files, predict_from_config
 from tests.predict.test_detector import detector  # noqa: F401
 
 
