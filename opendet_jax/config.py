@@ -228,7 +228,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    inputs: str = ""  # images: a path or a glob
+    inputs: str = ""  # a picture, a folder of them, or a glob
     output: str = ""  # folder; empty: predict/ in the workdir
     max_detections: int = 100  # boxes of an image, the best
     min_score: float = 0.3  # of boxes that are shown

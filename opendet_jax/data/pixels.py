@@ -5,7 +5,7 @@ import struct
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -94,10 +94,12 @@ def _whatever_is_warned_of(make: Callable[[], Made]) -> Made:
 def _open(source: Path | BinaryFile | Image.Image, name: object, max_pixels: int) -> Upright:
     if isinstance(source, Image.Image):
         return _upright(source, name, max_pixels)
+    if isinstance(source, Path):  # by its path Pillow would map a TIFF into memory, and scramble one to be turned
+        with source.open("rb") as opened:
+            return _open(opened, name, max_pixels)
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)  # Pillow's own limit is the whole process's
-    opened: Any = source
-    with Image.open(opened) as file:
+    with Image.open(cast(Any, source)) as file:
         return _upright(file, name, max_pixels)
 
 
@@ -117,9 +119,9 @@ def _upright(file: Image.Image, name: object, max_pixels: int) -> Upright:
 def _orientation(image: Image.Image) -> int:
     """1 … 8; 1 where none can be read. Nothing else in the metadata matters, whatever is wrong with it."""
     value = None
-    for read in (lambda: image.getexif().get(ORIENTATION), lambda: _orientation_alone(image.info)):
+    for read in (lambda _: image.getexif().get(ORIENTATION), _of_exif, _of_xmp):
         try:
-            value = read()
+            value = read(image.info)
         except Warning:
             raise
         except Exception:  # metadata of any form raise anything
@@ -129,27 +131,27 @@ def _orientation(image: Image.Image) -> int:
     return _number(value)
 
 
-def _orientation_alone(info: Mapping[Any, Any]) -> Any:
-    """The orientation of EXIF in which Pillow loses it, behind another tag that is damaged; or of XMP beside it.
-
-    Pillow reads a copy of the block that has no other tag.
-    """
+def _of_exif(info: Mapping[Any, Any]) -> Any:
+    """The orientation that Pillow loses behind a damaged tag: here it reads a copy of the block without other tags."""
     block = info.get("exif")
     if block is None and "Raw profile type exif" in info:  # of PNG
         block = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
     block = re.sub(b"^(Exif\0\0){1,2}", b"", block or b"")
-    if block[:2] in (b"II", b"MM"):
-        order, head = ("<", b"II*\0") if block[:2] == b"II" else (">", b"MM\0*")
-        [start] = struct.unpack_from(f"{order}L", block, 4)
-        [count] = struct.unpack_from(f"{order}H", block, start)
-        entries = (block[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12))
-        wanted = struct.pack(f"{order}H", ORIENTATION)
-        entry = next((entry for entry in entries if entry.startswith(wanted)), None)
-        if entry is not None:
-            exif = Image.Exif()
-            directory = struct.pack(f"{order}H", 1) + entry + bytes(4)
-            exif.load(head + struct.pack(f"{order}L", len(block)) + block[8:] + directory)
-            return exif.get(ORIENTATION)
+    order, head = ("<", b"II*\0") if block[:2] == b"II" else (">", b"MM\0*")
+    [start] = struct.unpack_from(f"{order}L", block, 4)
+    [count] = struct.unpack_from(f"{order}H", block, start)
+    entries = (block[place : place + 12] for place in range(start + 2, start + 2 + 12 * count, 12))
+    wanted = struct.pack(f"{order}H", ORIENTATION)
+    entry = next((entry for entry in entries if entry.startswith(wanted)), None)
+    if entry is None:
+        return None
+    exif, directory = Image.Exif(), struct.pack(f"{order}H", 1) + entry + bytes(4)
+    exif.load(head + struct.pack(f"{order}L", len(block)) + block[8:] + directory)
+    return exif.get(ORIENTATION)
+
+
+def _of_xmp(info: Mapping[Any, Any]) -> Any:
+    """The orientation of XMP, which Pillow does not look for where EXIF is damaged."""
     xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or ""
     found = re.search(r'tiff:Orientation(?:="|>)([1-8])', xmp if isinstance(xmp, str) else xmp.decode("latin-1"))
     return found and found[1]
@@ -204,8 +206,8 @@ def _eight_bits(image: Image.Image, name: object) -> Image.Image:
     if outside or 0 < high <= most / 4:
         why = "outside" if outside else "less than a quarter of"
         raise ImageError(
-            f"{name}: holds numbers from {low:g} to {high:g}, {why} the range 0 … {most:g} of its kind "
-            f"({image.mode}): how dark it is meant cannot be told; save it with 8 bits, or with the whole range"
+            f"{name}: holds numbers from {low:.6g} to {high:.6g}, {why} the range 0 … {most:,} of its kind "
+            f"({image.mode}), so that its brightness is not known; save it with 8 bits, or with the whole range"
         )
     if image.mode[0] in "IF" and _tiff_tag(image, PHOTOMETRIC, 1) == 0:  # white is zero
         scaled = 255 - scaled

@@ -54,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    from opendet_jax.evaluate.report import score_file
+    from opendet_jax.evaluate.report import METRICS, score_file
 
     out = options.out or options.predictions.with_name(f"{options.predictions.stem}_scores")
+    before = _changed(out / METRICS)
     try:
         score_file(
             annotations=options.annotations,
@@ -70,6 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (InputError, OSError) as error:  # OSError: the folder cannot be written
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        written = _changed(out / METRICS) != before
+        sys.exit(f"stopped: {f'all numbers are in {out}, not all pictures' if written else 'nothing is written'}")
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from opendet_jax.data.images import check_present, open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
 from opendet_jax.data.tokenizer import Tokenizer, check_names, load_tokenizer, warn_of_long_names
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
-from opendet_jax.errors import InputError
+from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.evaluate.alignment import analyse
 from opendet_jax.evaluate.clipped_truth import EdgeEvaluator
 from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping, shared_names, shared_said
@@ -32,7 +32,7 @@ from opendet_jax.evaluate.name_similarity import NameTexts, RememberingEncoder, 
 from opendet_jax.evaluate.pictures import draw_alignment
 from opendet_jax.evaluate.protocols import PER_IMAGE
 from opendet_jax.evaluate.report import summary
-from opendet_jax.evaluate.results import ImageResults, results_file
+from opendet_jax.evaluate.results import ImageResults, results_file, so_far
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import replacing, write_json
 from opendet_jax.inference import Found, Inference, Selection
@@ -94,21 +94,28 @@ def evaluate(
 
     Raises:
         ImageError: an image cannot be read.
+        Interrupted: Ctrl-C. What has been detected is written.
         WeightsError, EmbeddingError: see `load_naming`.
     """
     folder = Path(workdir) / "eval" / config.data.name
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
     shown: dict[int, Found] = {}
-    evaluator, boxes = _evaluator(dataset, config), 0
-    with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
-        for image_id, found in _detect(inference, dataset, config):
-            image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
-            settled = evaluator.add(image_id, image.detections(), image.boxes())
-            write(image.entries(PER_IMAGE, settled.category_ids))
-            boxes += len(found.scores)
-            if any(record.image_id == image_id for record in pictured):
-                shown[image_id] = found
+    evaluator, boxes, done = _evaluator(dataset, config), 0, 0
+    try:
+        with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
+            for image_id, found in _detect(inference, dataset, config):
+                image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
+                settled = evaluator.add(image_id, image.detections(), image.boxes())
+                write(image.entries(PER_IMAGE, settled.category_ids))
+                boxes, done = boxes + len(found.scores), done + 1
+                if any(record.image_id == image_id for record in pictured):
+                    shown[image_id] = found
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped after {done} of {len(dataset)} images: what was found in them is in "
+            f"{so_far(folder / PREDICTIONS)}; there are no metrics"
+        ) from None
     evaluation, edges = evaluator.finish()
     metrics: dict[str, Any] = {
         "name_mapping": naming.mapping.title,

@@ -25,6 +25,7 @@ _SIZES = ("APs", "APm", "APl")
 _LVIS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APu", *_SIZES)
 _COCO = ("AP", "AP50", "AP75", *_SIZES, "AR1", "AR10", "AR100")
 _COCO_TITLE = "COCO AP, ≤ 100 a class"
+METRICS = "metrics.json"
 TITLES = {"lvis": "LVIS AP, ≤ 300 detections an image", "lvis_fixed": "fixed AP", "coco": "COCO AP"}
 
 
@@ -41,7 +42,8 @@ def score_file(
     """Writes metrics.json, tables and pictures to `out` and returns the metrics; best and worst images need `images`.
 
     `clip_truth`: true boxes are clipped to their pictures (clipped_truth.py). `only_predicted`: images without a
-    detection are left out; otherwise they are counted and said, and their objects are missed.
+    detection are left out; otherwise they are counted and said, and their objects are missed. Numbers are written
+    first, so that Ctrl-C while pictures are drawn costs none of them.
 
     Raises:
         AnnotationError: the annotations, or one of them, cannot be used; the predictions are not json.
@@ -73,15 +75,15 @@ def score_file(
         **edges,
     }
     sheets = _example_sheets(dataset, results, evaluation) if images is not None else {}
+    write_classes(evaluation, out / "classes.csv")
+    write_names(evaluation, out / "names.csv")
+    write_json(out / METRICS, metrics)
+    left_out = f" ({missing['images_left_out']} without a detection left out)" if "images_left_out" in missing else ""
+    print(f"{len(dataset)} images{left_out}, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
+    _draw(evaluation, protocol, f"{predictions.name} on {annotations.name}: {TITLES[protocol]}", out)
     for name, picture in sheets.items():
         with replacing(out / name) as part:
             picture.save(part, format="PNG")
-    _draw(evaluation, protocol, f"{predictions.name} on {annotations.name}: {TITLES[protocol]}", out)
-    write_classes(evaluation, out / "classes.csv")
-    write_names(evaluation, out / "names.csv")
-    write_json(out / "metrics.json", metrics)
-    left_out = f" ({missing['images_left_out']} without a detection left out)" if "images_left_out" in missing else ""
-    print(f"{len(dataset)} images{left_out}, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
     return metrics
 
 

@@ -3,6 +3,7 @@ those of any program read and checked.
 """
 
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -124,8 +125,23 @@ class ImageResults:
 
 @contextmanager
 def results_file(path: Path) -> Iterator[Callable[[list[Result]], None]]:
-    """A function that appends to a json list, one detection a line; the file appears when the block ends well."""
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+    """A function that appends to a json list, one detection a line; the file appears when the block ends well.
+
+    Where Ctrl-C ends it, what has been appended is in `so_far(path)`.
+    """
+    with replacing(path) as part:
+        try:
+            with _json_list(part) as add:
+                yield add
+        except KeyboardInterrupt:
+            os.replace(part, so_far(path))
+            raise
+    so_far(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _json_list(path: Path) -> Iterator[Callable[[list[Result]], None]]:
+    with path.open("w", encoding="utf-8") as file:
         before = "[\n"
 
         def add(results: list[Result]) -> None:
@@ -134,8 +150,15 @@ def results_file(path: Path) -> Iterator[Callable[[list[Result]], None]]:
                 file.write(before + json.dumps(result, ensure_ascii=False, allow_nan=False))
                 before = ",\n"
 
-        yield add
-        file.write("\n]\n" if before == ",\n" else "[]\n")
+        try:
+            yield add
+        finally:
+            file.write("\n]\n" if file.tell() else "[]\n")
+
+
+def so_far(path: Path) -> Path:
+    """What is written in the place of a results file that is not finished: predictions_so_far.json."""
+    return path.with_name(f"{path.stem}_so_far{path.suffix}")
 
 
 class ResultsError(InputError):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, cast, overload
 
 import flax.linen as nn
 import numpy as np
@@ -36,46 +36,56 @@ class Detector:
 
     @overload
     def detect(
-        self, images: ImageLike, max_detections: int = ..., min_score: float = ..., nms_iou: float = ...
+        self, images: ImageLike, max_detections: int | float = ..., min_score: float = ..., nms_iou: float = ...
     ) -> Detections: ...
 
     @overload
     def detect(
-        self, images: Sequence[ImageLike], max_detections: int = ..., min_score: float = ..., nms_iou: float = ...
+        self,
+        images: Sequence[ImageLike],
+        max_detections: int | float = ...,
+        min_score: float = ...,
+        nms_iou: float = ...,
     ) -> list[Detections]: ...
 
     def detect(
         self,
         images: ImageLike | Sequence[ImageLike],
-        max_detections: int = _DEFAULTS.max_detections,
+        max_detections: int | float = _DEFAULTS.max_detections,
         min_score: float = _DEFAULTS.min_score,
         nms_iou: float = _DEFAULTS.nms_iou,
     ) -> Detections | list[Detections]:
         """The objects of one image, or a list of them for a list of images.
 
         Args:
-            images: array (H, W, 3) of uint8 RGB or (H, W) of grey, path, or PIL image; or a list of these.
+            images: array (H, W, 3) of uint8 RGB or (H, W) of grey, path, PIL image, the content of a file as bytes, or
+                a file opened for bytes; or a list of these.
             max_detections: the best so many are returned.
             min_score: those that score less are not.
             nms_iou: of two boxes that overlap more than this, the better one stays.
 
         Raises:
-            TypeError, ValueError: an image of another kind, a missing or unreadable file (named), or a setting out of
-                range.
+            TypeError, ValueError: an image of another kind, a missing or unreadable file (named), one of more than
+                `config.data.max_pixels`, or a setting of another kind or out of range.
         """
-        if max_detections < 1:
+        for name, value in (("max_detections", max_detections), ("min_score", min_score), ("nms_iou", nms_iou)):
+            if not isinstance(value, int | float | np.integer | np.floating):
+                raise TypeError(f"{name} is a number, not {type(value).__name__}")
+        if not max_detections >= 1:
             raise ValueError(f"max_detections is at least 1, not {max_detections}")
+        if max_detections != max_detections // 1:
+            raise TypeError(f"max_detections is a whole number, not {max_detections}")
         for name, value in (("min_score", min_score), ("nms_iou", nms_iou)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is between 0 and 1, not {value}")
-        selection = Selection(max_detections, float(min_score), float(nms_iou))
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        selection = Selection(int(max_detections), float(min_score), float(nms_iou))
+        if _are_several(images):
             return [self._detect_one(image, selection) for image in images]
-        return self._detect_one(images, selection)
+        return self._detect_one(cast(ImageLike, images), selection)
 
     def _detect_one(self, image: ImageLike, selection: Selection) -> Detections:
         """As in evaluation: same size, same bucket."""
-        pixels = load_image(image)
+        pixels = load_image(image, self.config.data.max_pixels)
         height, width, _ = pixels.shape
         data = self.config.data
         geometry = evaluation_geometry(height, width, data)
@@ -83,6 +93,10 @@ class Detector:
         padded, mask = pad(transform_pixels(pixels, replace(geometry, size=fit(geometry.size, bucket))), bucket)
         [found] = self._inference(Images(padded[None], mask[None]), [(height, width)], selection)
         return Detections.from_found(found)
+
+
+def _are_several(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[Sequence[ImageLike]]:
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview)
 
 
 def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:

@@ -3,65 +3,152 @@
 import glob
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from opendet_jax.config import Config, PredictConfig
-from opendet_jax.data.images import ImageError, load_image
-from opendet_jax.errors import InputError
+from opendet_jax.data.images import load_image
+from opendet_jax.data.pixels import MAX_PIXELS, ImageError
+from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.files import replacing, write_json
 from opendet_jax.predict.detector import Detector, load
 
 PREDICTIONS = "predictions.json"
 
 
-def predict_files(detector: Detector, predict: PredictConfig, out_dir: Path | str) -> list[dict[str, Any]]:
-    """Detects in every image that matches `predict.inputs`; returns what predictions.json holds, one entry an image.
+@dataclass(frozen=True)
+class Job:
+    """What there is to do, found to be possible before a model is loaded."""
+
+    inputs: Sequence[Path]
+    pictures: Sequence[str]  # the name of each in `out`
+    out: Path
+
+
+def find_job(predict: PredictConfig, out: Path) -> Job:
+    """The files of `predict.inputs`, and where their pictures go; nothing is written yet.
+
+    Raises InputError: no file matches, an annotated picture would replace an input, the folder cannot be written to.
+    """
+    inputs = find_inputs(predict.inputs)
+    pictures = _picture_names(inputs)
+    overwritten = {path.resolve() for path in inputs} & {(out / name).resolve() for name in pictures}
+    if overwritten:
+        raise InputError(f"predict.output: pictures in {out} would replace {', '.join(map(str, sorted(overwritten)))}")
+    there = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise InputError(f"predict.output: {out} cannot be made: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"predict.output: {there} may not be written to")
+    return Job(inputs, pictures, out)
+
+
+def predict_files(
+    detector: Detector, predict: PredictConfig, out_dir: Path | str, max_pixels: int = MAX_PIXELS
+) -> list[dict[str, Any]]:
+    """Detects in every image of `predict.inputs`; returns what predictions.json holds, one entry an image.
 
     An entry has file, picture (the annotated one, in `out_dir`) and the fields of `Detections.to_dict`. A file that
     cannot be read is reported on standard error, and the others go on.
 
     Raises:
-        InputError: no file matches, none can be read, or an annotated picture would replace an input.
+        InputError: see `find_job`; or no file can be read, or a picture not be written.
+        Interrupted: Ctrl-C. What has been done is written.
     """
-    out_dir = Path(out_dir)
-    inputs = _matching(predict.inputs)
-    pictures = _picture_names(inputs)
-    overwritten = {path.resolve() for path in inputs} & {(out_dir / name).resolve() for name in pictures}
-    if overwritten:
-        raise InputError(
-            f"predict.output: pictures in {out_dir} would replace {', '.join(map(str, sorted(overwritten)))}"
-        )
-    entries = []
-    for path, name in tqdm(list(zip(inputs, pictures, strict=True)), desc="predict", unit="image"):
-        try:
-            image = load_image(path)
-        except ImageError as error:
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
-            continue
-        found = detector.detect(image, predict.max_detections, predict.min_score, predict.nms_iou)
-        with replacing(out_dir / name) as part:
-            found.draw(image).save(part, format="PNG")
-        entries.append({"file": str(path), "picture": name, **found.to_dict()})
+    return _predict(detector, find_job(predict, Path(out_dir)), predict, max_pixels)
+
+
+def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: int) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    interrupted = False
+    with _writing(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for path, name in tqdm(list(zip(job.inputs, job.pictures, strict=True)), desc="predict", unit="image"):
+            try:
+                image = load_image(path, max_pixels)
+            except ImageError as error:
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+                continue
+            found = detector.detect(image, predict.max_detections, predict.min_score, predict.nms_iou)
+            with _writing(job.out), replacing(job.out / name) as part:
+                found.draw(image).save(part, format="PNG")
+            entries.append({"file": str(path), "picture": name, **found.to_dict()})
+    except KeyboardInterrupt:
+        interrupted = True
+    if interrupted and not entries:
+        raise Interrupted(f"stopped before the first of {len(job.inputs)} images was done: nothing is written")
     if not entries:
-        raise InputError(f"predict.inputs: none of the {len(inputs)} files that match {predict.inputs!r} is an image")
-    write_json(out_dir / PREDICTIONS, entries)
+        raise InputError(f"predict.inputs: none of the {len(job.inputs)} files of {predict.inputs!r} is an image")
+    with _writing(job.out):
+        write_json(job.out / PREDICTIONS, entries)
+    if interrupted:
+        raise Interrupted(
+            f"stopped: {len(entries)} of {len(job.inputs)} images are done, their pictures and {PREDICTIONS} are in "
+            f"{job.out}"
+        )
     return entries
 
 
-def _matching(pattern: str) -> list[Path]:
+def find_inputs(pattern: str) -> list[Path]:
+    """A file, the pictures of a folder, or the files that match a glob. What is there by its own name is no glob.
+
+    Raises InputError where there is none.
+    """
     if not pattern:
-        raise InputError("predict.inputs is empty: give a path or a glob of images")
-    paths = sorted(Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True))
-    files = [path for path in paths if path.is_file()]
+        raise InputError("predict.inputs is empty: give a picture, a folder or a glob")
+    path = Path(os.path.expanduser(pattern))
+    if os.path.isdir(path):
+        return _pictures_in(path)
+    found = [Path(name) for name in sorted(glob.glob(_own_names_first(path), recursive=True))]
+    files = [path for path in found if path.is_file()]
     if not files:
-        raise InputError(f"predict.inputs: no file matches {pattern!r}")
+        only = f"; what matches are folders, as {found[0]}" if found else ""
+        raise InputError(f"predict.inputs: no file matches {pattern!r}{only}")
     return files
 
 
-def _picture_names(inputs: list[Path]) -> list[str]:
+def _own_names_first(path: Path) -> str:
+    """The glob, with the part that is there as it is written taken literally: photo[1].jpg, dir[2024]/*.jpg."""
+    for there in (path, *path.parents):
+        if os.path.exists(there):
+            return os.path.join(glob.escape(str(there)), *path.relative_to(there).parts)
+    return str(path)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """The files whose names end as those that Pillow opens; the others are counted on standard error."""
+    Image.init()
+    endings = {ending for ending, form in Image.EXTENSION.items() if form in Image.OPEN}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in endings]
+    if not pictures:
+        raise InputError(
+            f"predict.inputs: there is no picture in the folder {folder}, which holds {len(files)} files; those of the "
+            f"folders below are {folder}/**/*.jpg"
+        )
+    if len(pictures) < len(files):
+        others = [path.name for path in files if path not in pictures]
+        tqdm.write(f"left out: {len(others)} files of {folder} that are no pictures, as {others[0]}", file=sys.stderr)
+    return pictures
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises InputError for what the system raises in this context: a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"predict.output: {out} cannot be written to: {error.strerror or error}") from error
+
+
+def _picture_names(inputs: Sequence[Path]) -> list[str]:
     """name.png; where several inputs share a name, name_2.png and so on."""
     names: list[str] = []
     taken: set[str] = set()
@@ -77,6 +164,7 @@ def _picture_names(inputs: list[Path]) -> list[str]:
 
 def predict_from_config(config: Config, workdir: Path) -> None:
     """Annotates the images of `predict.inputs` into `predict.output`, or <workdir>/predict."""
-    output = Path(config.predict.output) if config.predict.output else workdir / "predict"
-    entries = predict_files(load(workdir, config.eval.checkpoint), config.predict, output)
-    print(f"{len(entries)} images, {sum(len(entry['boxes']) for entry in entries)} objects: {output}")
+    job = find_job(config.predict, Path(config.predict.output) if config.predict.output else workdir / "predict")
+    detector = load(workdir, config.eval.checkpoint)
+    entries = _predict(detector, job, config.predict, config.data.max_pixels)
+    print(f"{len(entries)} images, {sum(len(entry['boxes']) for entry in entries)} objects: {job.out}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opendet_jax import errors
 from opendet_jax.config import Config, DataConfig, EvalConfig, PredictConfig
 from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.pipeline import evaluation_batches
@@ -153,3 +154,21 @@ def test_an_empty_data_set_is_refused(dataset, tmp_path):
     empty = replace(dataset, records=())
     with pytest.raises(InputError, match=r"toy\.json: there is no image"):
         evaluate(Knowing(dataset, nothing), empty, CONFIG, tmp_path, step=0)
+
+
+def test_what_is_found_is_written_on_ctrl_c(dataset, tmp_path):
+    class Interrupted(Knowing):
+        def __call__(self, *arguments):
+            if len(self.sizes) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(*arguments)
+
+    folder = tmp_path / "eval/toy"
+    message = r"stopped after [34] of 5 images: what was found in them is in .*/predictions_so_far\.json; there are"
+    with pytest.raises(errors.Interrupted, match=message):
+        evaluate(Interrupted(dataset, lambda found: found), dataset, CONFIG, tmp_path, 3)
+    written = json.loads((folder / "predictions_so_far.json").read_text())
+    assert len({entry["image_id"] for entry in written}) in (3, 4)
+    assert [path.name for path in folder.iterdir()] == ["predictions_so_far.json"]
+    assert evaluate(Knowing(dataset, lambda found: found), dataset, CONFIG, tmp_path, 3)["AP"] == pytest.approx(1)
+    assert not (folder / "predictions_so_far.json").exists()

@@ -211,3 +211,22 @@ def test_what_is_unusable_in_the_truth_is_said(folder, tmp_path, capsys):
     main([f"--annotations={tmp_path}/right.json", f"--predictions={folder}/p.json", f"--out={tmp_path}/right"])
     ours, right = (load(tmp_path / name / "metrics.json") for name in ("out", "right"))
     assert {**ours, "annotations": ""} == {**right, "annotations": ""}
+
+
+@pytest.mark.parametrize(
+    ("at", "message", "files"),
+    [
+        ("read_truth", "stopped: nothing is written", set()),
+        ("EdgeEvaluator.finish", "stopped: nothing is written", set()),
+        ("_draw", r"stopped: all numbers are in .*out, not all pictures", {"metrics.json", "classes.csv", "names.csv"}),
+    ],
+)
+def test_ctrl_c(folder, tmp_path, at, message, files, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(f"opendet_jax.evaluate.report.{at}", interrupt)
+    with pytest.raises(SystemExit, match=message):
+        score(folder, tmp_path / "out", "lvis.json")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files

@@ -1,8 +1,10 @@
+import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,12 +59,17 @@ def test_settings(detector):
 def test_every_kind_of_image_gives_the_same(detector, tmp_path):
     pixels = picture(90, 50)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    images = [pixels, tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)]
-    several = detector.detect(images)
-    assert isinstance(several, list)
-    for image, found in zip(images, several, strict=True):
-        np.testing.assert_array_equal(load_image(image), pixels)
-        assert found.to_dict() == detector.detect(image).to_dict()
+    content, buffer = (tmp_path / "a.png").read_bytes(), io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")  # and stands at its end
+    with (tmp_path / "a.png").open("rb") as file, (tmp_path / "a.png").open("rb", buffering=0) as unbuffered:
+        images = [pixels, tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)]
+        images += [content, bytearray(content), memoryview(content), buffer, file, unbuffered, jnp.asarray(pixels)]
+        several = detector.detect(images)
+        assert isinstance(several, list)
+        for image, found in zip(images, several, strict=True):
+            np.testing.assert_array_equal(load_image(image), pixels)
+            assert found.to_dict() == detector.detect(image).to_dict()
+            assert found.draw(image).size == found.draw(pixels).size
     assert detector.detect([]) == []
 
 
@@ -92,6 +99,11 @@ def test_images_on_their_side_are_turned_upright(tmp_path):
         (Image.new("RGB", (0, 8)), ValueError, "empty: 0×8"),
         ("no/such/picture.jpg", ImageError, r"no/such/picture\.jpg: no such image"),
         (__file__, ImageError, r"test_detector\.py: is not an image"),
+        (b"GIF89a", ImageError, r"^the image of 6 bytes: "),
+        (b"", ImageError, r"^the image of 0 bytes: is not an image"),
+        (io.BytesIO(b"text"), ImageError, r"^the image: is not an image"),
+        (jnp.zeros((8, 8, 3)), TypeError, r"uint8.*not float32"),
+        (jnp.zeros((3, 8, 8), np.uint8), ValueError, r"not \(3, 8, 8\)"),
     ],
 )
 def test_bad_images_are_refused(detector, image, error, message):
@@ -128,6 +140,45 @@ for thing in (7, None, {}, [[1]], io.StringIO("a"), open(pathlib.__file__), path
 def test_bad_settings_are_refused(detector, setting, message):
     with pytest.raises(ValueError, match=message):
         detector.detect(picture(), **setting)
+
+
+@pytest.mark.parametrize("number", [2, 2.0])
+def test_a_whole_number_of_detections_of_any_type(detector, number):
+    assert len(detector.detect(picture(), max_detections=number, min_score=0.0, nms_iou=1.0)) == 2
+
+
+def test_settings_of_another_kind():
+    """In a process of its own, as above."""
+    code = """
+import numpy as np
+from opendet_jax.config import Config
+from opendet_jax.predict.detector import Detector
+detector = Detector.__new__(Detector)
+detector.config = Config()
+detector._detect_one = lambda image, selection: selection.max_detections
+print(repr(detector.detect(b"", np.int64(3))), repr(detector.detect(b"", np.float32(3))))
+for settings in ({"max_detections": 2.5}, {"max_detections": "3"}, {"max_detections": None}, {"min_score": "0.5"}):
+    try:
+        detector.detect(b"", **settings)
+    except TypeError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines() == [
+        "3 3",
+        "max_detections is a whole number, not 2.5",
+        "max_detections is a number, not str",
+        "max_detections is a number, not NoneType",
+        "min_score is a number, not str",
+    ]
+
+
+def test_the_limit_of_pixels(detector, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    small = Detector(Scripted(), {}, replace(CONFIG, data=replace(DATA, max_pixels=3199)), decode)
+    for image in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), Image.fromarray(picture())):
+        with pytest.raises(ImageError, match=r": has 80×40 = 3,200 pixels, more than data\.max_pixels = 3,199"):
+            small.detect(image)
 
 
 def test_detections(detector):

@@ -1,12 +1,16 @@
+import errno
+import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from opendet_jax.config import PredictConfig
-from opendet_jax.errors import InputError
-from opendet_jax.predict.predictions import predict_files
+from opendet_jax.config import Config, PredictConfig
+from opendet_jax.errors import InputError, Interrupted
+from opendet_jax.predict.detector import Detector
+from opendet_jax.predict.predictions import find_inputs, predict_files, predict_from_config
 from tests.predict.test_detector import detector  # noqa: F401
 
 
@@ -17,6 +21,8 @@ def folder(tmp_path):
     for i, name in enumerate(("a.png", "a.jpg", "below/c.png")):
         Image.new("RGB", (60, 30 + i), (200, 100, 0)).save(tmp_path / "in" / name)
     (tmp_path / "in/broken.jpg").write_bytes(b"\xff\xd8 nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.txt").write_text("nothing")
     return tmp_path
 
 
@@ -51,7 +57,9 @@ def test_settings_are_used(detector, folder):  # noqa: F811
     ("pattern", "message"),
     [
         ("in/*.gif", r"predict\.inputs: no file matches '.*in/\*\.gif'"),
-        ("in/below", r"predict\.inputs: no file matches"),
+        ("in/belo[w]", r"predict\.inputs: no file matches '.*in/belo\[w\]'; what matches are folders, as .*in/below"),
+        ("in/a.pngx", r"predict\.inputs: no file matches '.*in/a\.pngx'"),
+        ("empty", r"predict\.inputs: there is no picture in the folder .*empty, which holds 1 files"),
         ("in/broken.jpg", r"predict\.inputs: none of the 1 files .* is an image"),
     ],
 )
@@ -59,6 +67,113 @@ def test_nothing_to_look_at(detector, folder, pattern, message):  # noqa: F811
     with pytest.raises(InputError, match=message):
         run(detector, folder, pattern)
     assert not (folder / "out/predictions.json").exists()
+
+
+@pytest.mark.parametrize("given", ["in/below", "in/below/", "in/below/c.png"])
+def test_a_folder_is_its_pictures(detector, folder, given, capsys):  # noqa: F811
+    (folder / "in/below/notes.txt").write_text("nothing")
+    (folder / "in/below/.hidden.png").write_bytes(b"")
+    (folder / "in/below/deeper.png").mkdir()
+    [entry] = run(detector, folder, given)
+    assert entry["file"] == str(folder / "in/below/c.png")
+    said = "left out: 1 files of " + str(folder / "in/below") + " that are no pictures, as notes.txt"
+    assert (said in capsys.readouterr().err) == (not given.endswith("png"))
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "given", "found"),
+    [
+        (["photo[1].png", "photo1.png"], "photo[1].png", ["photo[1].png"]),
+        (["photo1.png"], "photo[1].png", ["photo1.png"]),
+        (["dir[2024]/a.png", "dir2/b.png"], "dir[2024]/", ["dir[2024]/a.png"]),
+        (["dir[2024]/a.png", "dir2/b.png"], "dir[2024]/*.png", ["dir[2024]/a.png"]),
+        (["dir[2024]/x1/a.png", "dir[2024]/x2/b.png"], "dir[2024]/x[2]/*", ["dir[2024]/x2/b.png"]),
+        (["dir2/a.png"], "dir[2024]/*.png", ["dir2/a.png"]),
+        (["what?.png", "whats.png"], "what?.png", ["what?.png"]),
+        (["*.png", "a.png"], "*.png", ["*.png"]),
+        (["a/b/c.png", "a/d.PNG"], "a/**/*.[pP][nN][gG]", ["a/b/c.png", "a/d.PNG"]),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_what_is_there_is_no_glob(tmp_path, on_disk, given, found, absolute, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in on_disk:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    root = f"{tmp_path}/" if absolute else ""
+    assert [str(path) for path in find_inputs(root + given)] == [root + name for name in found]
+
+
+def test_a_folder_that_cannot_be_made(detector, folder):  # noqa: F811
+    with pytest.raises(InputError, match=r"predict\.output: .*a\.png/out cannot be made: .*a\.png is no folder"):
+        run(detector, folder, "in/*", out="in/a.png/out")
+    with pytest.raises(InputError, match=r"predict\.output: .*broken\.jpg cannot be made: .*broken\.jpg is no folder"):
+        run(detector, folder, "in/*.png", out="in/broken.jpg")
+
+
+def test_a_folder_that_may_not_be_written_to(detector, folder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("os.access", lambda path, mode: path != folder)
+    with pytest.raises(InputError, match=r"predict\.output: .* may not be written to"):
+        run(detector, folder, "in/*")
+    assert not (folder / "out").exists()
+
+
+def test_a_full_disk(detector, folder, monkeypatch):  # noqa: F811
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(InputError, match=r"predict\.output: .*out cannot be written to: No space left on device"):
+        run(detector, folder, "in/*")
+
+
+def interrupted_at(image, monkeypatch):
+    detect, calls = Detector.detect, itertools.count()
+
+    def interrupting(*arguments):
+        if next(calls) == image:
+            raise KeyboardInterrupt
+        return detect(*arguments)
+
+    monkeypatch.setattr(Detector, "detect", interrupting)
+
+
+def test_what_is_done_is_written_on_ctrl_c(detector, folder, monkeypatch):  # noqa: F811
+    interrupted_at(2, monkeypatch)
+    with pytest.raises(Interrupted, match=r"^stopped: 2 of 4 images are done, .*predictions\.json are in .*out$"):
+        run(detector, folder, "in/**/*.*")
+    entries = json.loads((folder / "out/predictions.json").read_text())
+    assert [entry["picture"] for entry in entries] == ["a.png", "a_2.png"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "a_2.png", "predictions.json"]
+
+
+def test_ctrl_c_before_the_first_image(detector, folder, monkeypatch):  # noqa: F811
+    interrupted_at(0, monkeypatch)
+    with pytest.raises(Interrupted, match="stopped before the first of 3 images was done: nothing is written"):
+        run(detector, folder, "in/*.*")
+    assert not list((folder / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        ({"inputs": "no/such/*.jpg"}, r"predict\.inputs: no file matches"),
+        ({"inputs": "in/*", "output": "in/a.png/out"}, r"predict\.output: .* cannot be made"),
+    ],
+)
+def test_inputs_and_output_are_looked_at_before_the_model(folder, predict, message, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("opendet_jax.predict.predictions.load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=message):
+        predict_from_config(Config(predict=PredictConfig(**predict)), folder / "run")
+    assert not (folder / "run").exists()
+
+
+def test_the_limit_of_pixels(detector, folder, capsys):  # noqa: F811
+    predict = PredictConfig(inputs=str(folder / "in/below/c.png"))
+    with pytest.raises(InputError, match="none of the 1 files"):
+        predict_files(detector, predict, folder / "out", max_pixels=100)
+    assert "c.png: has 60×32 = 1,920 pixels, more than data.max_pixels = 100" in capsys.readouterr().err
 
 
 def test_no_inputs(detector, tmp_path):  # noqa: F811
