@@ -13,6 +13,7 @@ export OPENDET_DATA OPENDET_VECTORS
 
 run: .venv/run
 	$(MAIN) --mode=train
+	@test -e $(RUN)/eval/scenes/metrics.json  # else it was stopped, and has said how it goes on
 	$(MAIN) --mode=predict --config.predict.inputs='$(RUN)/val_*/images/*0.jpg'
 	@echo; echo "What there is to see:"
 	@ls $(RUN)/curves.png $(RUN)/eval/scenes/*.png $(RUN)/eval/scenes/*.json

@@ -128,7 +128,7 @@ def read_shapes(folder: Path, kind: str) -> Converted:
     step = _newest(folder, "params", "average", "config")
     with _manager(folder, create=False) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        metadata = manager.item_metadata(step)[_item(folder, step)]
+        metadata = manager.item_metadata(step)[_item(folder, step)].tree
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
     return Converted(kind, restored["config"], shapes)
 

@@ -232,4 +232,4 @@ def _silent_for(path: Path) -> float:
 def _who(held: dict | None) -> str:
     if not held:
         return "another process"
-    return f"process {held.get('process')} on {held.get('host')}, since {held.get('since')},"
+    return f"process {held.get('process')} on {held.get('host')} (begun {held.get('since')})"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, read_config
 from opendet_jax.checkpoints.same_config import CheckpointError, check_began, check_same
-from opendet_jax.config import Config, TrainConfig
+from opendet_jax.config import Config, InitConfig, TrainConfig
 from opendet_jax.config_files import config_hash
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.formats.records import Dataset
@@ -77,20 +77,21 @@ def check_space(workdir: Path, template: TrainState) -> None:
         )
 
 
-def check_goes_on(config: Config, workdir: Path) -> bool:
-    """Whether there is a checkpoint that a run goes on from.
+def check_goes_on(config: Config, workdir: Path) -> InitConfig | None:
+    """What the run of the workdir began with, which goes on from a checkpoint; None where there is none.
 
     Raises CheckpointError where it is of another config, or the config names weights to start from that cannot act.
     """
     folder = workdir / CHECKPOINTS
     if not intact.steps(folder):
-        return False
+        return None
     step, _ = intact.newest_intact(folder, ("config",))
-    if step is not None and (folder / str(step) / "opt_state").is_dir():
-        saved = read_config(workdir, "opendet")
-        check_same(saved, config, folder / str(step))
-        check_began(saved, config, folder / str(step))
-    return True
+    if step is None or not (folder / str(step) / "opt_state").is_dir():
+        return config.init  # damaged, or no run: what restores it says so
+    saved = read_config(workdir, "opendet")
+    check_same(saved, config, folder / str(step))
+    check_began(saved, config, folder / str(step))
+    return InitConfig(**saved.get("init", {}))
 
 
 class Run:
@@ -114,18 +115,19 @@ class Run:
         model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
         template = abstract_state(model, optimizer, config, mesh)
         check_space(workdir, template)
-        given = config
-        if check_goes_on(config, workdir):  # with names that it has learnt so far
-            given = replace(config, data=replace(config.data, max_unwritable=1.0))
-        else:
+        began, given = check_goes_on(config, workdir), config.data
+        if began is None:
             check_start(template.params, config)
+        else:
+            self.config = config = replace(config, init=began)
+            given = replace(given, max_unwritable=1.0)  # it has learnt these names so far
         with first_process_first("data"):  # it may have pictures to draw
             mixture, self._eval_set = load_datasets(config, workdir)
         sections = ["data.train", *(f"data.mixture[{i}]" for i in range(len(config.data.mixture)))]
         for part, where in zip(mixture.parts, sections, strict=True):
             check_present(Dataset(part.annotations, part.records, ()), where, config.data.max_unreadable)
-        check_names(mixture.records, tokenizer, given.data, "training")
-        check_evaluated(self._eval_set, tokenizer, given)
+        check_names(mixture.records, tokenizer, given, "training")
+        check_evaluated(self._eval_set, tokenizer, replace(config, data=given))
         rows = own_rows(mesh, config.data.batch_size)
         self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, rows))
         self._naming = load_naming(self._eval_set, config)

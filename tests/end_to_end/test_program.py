@@ -63,6 +63,24 @@ def test_the_makefile_predicts_on_pictures_that_are_there(trained, config):
     assert found == {"000000.jpg"}  # of five
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_makefile_predicts_only_when_training_has_ended(tmp_path, stopped):
+    """A stopped training's own sentence is the last."""
+    python = tmp_path / "python"
+    evaluated = tmp_path / "run/eval/scenes/metrics.json"
+    ends = 'echo "SIGTERM: stopped after step 3"' if stopped else f"mkdir -p {evaluated.parent}; touch {evaluated}"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{ends}\n')
+    python.chmod(0o755)
+    command = ["make", "-o", ".venv/run", "run", f"BIN={tmp_path}", f"RUN={tmp_path}/run"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    calls = (tmp_path / "called").read_text().splitlines()
+    assert ["--mode=train" in calls[0], *("--mode=predict" in call for call in calls[1:])] == [True] * (2 - stopped)
+    if stopped:
+        assert done.returncode != 0
+        assert done.stdout.splitlines()[-1] == "SIGTERM: stopped after step 3"
+        assert "ls:" not in done.stderr
+
+
 def width_of(picture: Path) -> int:
     with Image.open(picture) as image:
         return image.width
