@@ -270,3 +270,12 @@ def test_evaluation_sees_every_image_once_in_order(dataset, threads):
 def test_evaluation_of_nothing(dataset):
     assert list(evaluation_batches(dataset, CONFIG, 2)) != []
     assert list(evaluation_batches(replace(dataset, records=()), CONFIG, 2)) == []
+
+
+def test_pictures_above_the_limit_are_not_opened(dataset):
+    """The smallest has 50 × 90 pixels."""
+    config = replace(CONFIG, max_pixels=4499, max_unreadable=1.0)
+    with pytest.raises(ImageError, match=r"more than data\.max_pixels = 4,499"):
+        list(evaluation_batches(dataset, config, 2))
+    with pytest.raises(ImageError, match=r"10 of the 10 training images seen so far .* cannot be read"):
+        take(stream(dataset, config), 1)

@@ -255,6 +255,20 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path):
     }
 
 
+def test_pictures_above_the_limit_are_left_out(tmp_path):
+    published.visual_genome(tmp_path / "vg", images=10)
+    sizes = {
+        r.image_id: r.width * r.height
+        for r in read_annotations(tmp_path / "vg/objects.json", tmp_path / "vg")[0].records
+    }
+    limit = sorted(sizes.values())[6]
+    summary = prepare(job(tmp_path, max_pixels=limit), progress=False)
+    assert {entry["image_id"] for entry in summary["left_out"]} == {i for i, size in sizes.items() if size > limit}
+    assert all(f"more than data.max_pixels = {limit}" in entry["reason"] for entry in summary["left_out"])
+    with pytest.raises(PrepareError, match="holds another prepared data set"):
+        prepare(job(tmp_path), progress=False)
+
+
 def test_a_shard_without_any_readable_image(tmp_path):
     published.visual_genome(tmp_path / "vg", images=10)
     for i in (5, 6, 7, 8):
