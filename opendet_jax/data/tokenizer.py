@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int
 from numpy import ndarray
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from opendet_jax.config import DataConfig
 from opendet_jax.data.formats.records import Record
@@ -25,20 +25,48 @@ class TokenizerError(InputError):
     """The configured tokenizer cannot be used, or a name cannot be written in it."""
 
 
-class Tokenizer:
-    """One of transformers' tokenizers, from `load_tokenizer`."""
-
-    def __init__(self, inner: PreTrainedTokenizerBase):
-        self._inner = inner
-        self.size = len(inner)  # tokens it knows; the language model may have more, for rounder shapes
-        self._encode = cache(lambda name: inner(name, add_special_tokens=False)["input_ids"])
+@runtime_checkable
+class Tokenizer(Protocol):
+    size: int  # tokens it knows; the language model may have more, for rounder shapes
 
     def encode(self, name: str) -> list[int]:
         """The tokens of a name, without </s>."""
-        return list(self._encode(name))
+        ...
 
     def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
         """The name that tokens spell. Padding, </s> and other special tokens do not show, nor does space around it."""
+        ...
+
+
+class ByteTokenizer:
+    """ByT5's tokens (Xue et al., 2022): three special ones, the 256 bytes of UTF-8, 125 that no name has.
+
+    As transformers' ByT5Tokenizer has them, which takes PyTorch along wherever that is installed, and seconds with it.
+    """
+
+    size = 384
+    _FIRST = 3  # the token of byte 0
+
+    def encode(self, name: str) -> list[int]:
+        return [byte + self._FIRST for byte in name.encode()]
+
+    def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
+        letters = bytes(int(token) - self._FIRST for token in tokens if 0 <= token - self._FIRST < 256)
+        return letters.decode(errors="ignore").strip()
+
+
+class PretrainedTokenizer:
+    """One of transformers' tokenizers."""
+
+    def __init__(self, inner: Any):
+        self._inner = inner
+        self.size = len(inner)
+        self._encode = cache(lambda name: inner(name, add_special_tokens=False)["input_ids"])
+
+    def encode(self, name: str) -> list[int]:
+        return list(self._encode(name))
+
+    def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
         ids = [int(token) for token in tokens if token < self.size]
         return str(self._inner.decode(ids, skip_special_tokens=True)).strip()
 
@@ -51,7 +79,7 @@ def load_tokenizer(name: str, vocab_size: int, download: bool = True) -> Tokeniz
     Raises TokenizerError if there is none, its padding is not 0 or its </s> not 1, or it has more tokens than the
     language model's `vocab_size` (V).
     """
-    tokenizer = Tokenizer(_pretrained(name, download))
+    tokenizer = ByteTokenizer() if name == "byt5" else _pretrained(name, download)
     if tokenizer.size > vocab_size:
         raise TokenizerError(
             f"data.tokenizer: {name!r} has {tokenizer.size} tokens, config.model.t5.vocab_size is {vocab_size}"
@@ -59,9 +87,9 @@ def load_tokenizer(name: str, vocab_size: int, download: bool = True) -> Tokeniz
     return tokenizer
 
 
-def _pretrained(name: str, download: bool) -> PreTrainedTokenizerBase:
-    if name == "byt5":
-        return ByT5Tokenizer()
+def _pretrained(name: str, download: bool) -> PretrainedTokenizer:
+    from transformers import AutoTokenizer  # slow, and needed here alone
+
     try:
         inner = AutoTokenizer.from_pretrained(name, local_files_only=not download)
     except Exception as error:  # which one depends on what is missing: folder, file, network, package
@@ -73,7 +101,7 @@ def _pretrained(name: str, download: bool) -> PreTrainedTokenizerBase:
             f"data.tokenizer: {name!r} is not a T5 tokenizer: padding is {inner.pad_token_id} and </s> "
             f"{inner.eos_token_id}, not {PADDING} and {END}"
         )
-    return inner
+    return PretrainedTokenizer(inner)
 
 
 def encode_names(tokenizer: Tokenizer, names: Sequence[str], max_tokens: int) -> Int[ndarray, "n T"]:

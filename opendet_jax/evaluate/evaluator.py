@@ -1,19 +1,22 @@
 """The evaluation of a data set, one image at a time: memory holds a few numbers a detection, and the best only."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+import pycocotools.mask
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 
+from opendet_jax.data.formats.records import Dataset
 from opendet_jax.evaluate.average_precision import Curves, Outcomes, Uncounted
-from opendet_jax.evaluate.greedy_matching import AT_50, match
+from opendet_jax.evaluate.greedy_matching import AT_50, THRESHOLDS, match
 from opendet_jax.evaluate.localisation import Localisation
+from opendet_jax.evaluate.name_mapping import Bearers
 from opendet_jax.evaluate.protocols import PER_IMAGE, CocoProtocol, LvisProtocols, Metrics, lvis_metrics
 from opendet_jax.evaluate.results import ScoredBoxes
-from opendet_jax.evaluate.shared_names import settle
-from opendet_jax.evaluate.truth import ImageTruth, Truth
+from opendet_jax.evaluate.truth import Content, ImageTruth, Truth
 
 Protocol = Literal["lvis", "lvis_fixed", "coco"]
 
@@ -119,3 +122,124 @@ def _image_score(image_id: int, image: ImageTruth, known: Outcomes) -> ImageScor
     best = np.flatnonzero((known.true | known.false) & np.uint64(AT_50))[:objects]
     right = int(np.count_nonzero(known.true[best] & np.uint64(AT_50)))
     return ImageScore(image_id, right / objects if objects else 0.0, objects)
+
+
+def settle(found: ScoredBoxes, image: ImageTruth, truth: Truth) -> ScoredBoxes:
+    """Detections of an image with the one class that each counts for.
+
+    Where several classes bear a detection's name (data sets are merged, and exported with a root class that has no box)
+    it is that of them which has truth in the image, else the first that has any in the data set. Of several with truth
+    in the image it is that of the object which the detection overlaps most. docs/name_mapping.md has the rule.
+    """
+    if found.shared is None:
+        return found
+    category_ids = found.category_ids.copy()
+    for number in np.unique(found.shared[found.shared >= 0]).tolist():
+        rows = np.flatnonzero(found.shared == number)
+        places = _chosen(found.bearers[number], found.boxes[rows], image, truth)
+        category_ids[rows] = truth.category_ids[places]
+    return replace(found, category_ids=category_ids, shared=None)
+
+
+def _chosen(bearers: Bearers, boxes: Float64[ndarray, "n 4"], image: ImageTruth, truth: Truth) -> Int64[ndarray, " n"]:
+    """The class of each box, as its place in the truth."""
+    groups = [truth.places(np.array(ids, np.int64)) for ids in bearers]
+    present = [group[truth.wanted[group, 0] > 0] for group in groups]
+    number = next((number for number, some in enumerate(present) if len(some)), 0)
+    group, objects = groups[number], image.objects
+    here = np.flatnonzero(np.isin(objects.category, group))
+    if not len(here):
+        return np.full(len(boxes), (present[number] if len(present[number]) else group)[0])
+    wanted = objects.wanted[here] & np.uint64(AT_50) > 0
+    iou = np.asarray(pycocotools.mask.iou(boxes, objects.boxes[here], objects.crowd[here].astype(np.uint8)))
+    # What is to be ignored is taken only where nothing wanted can be had, as in matching.
+    value = iou + (wanted & (iou >= THRESHOLDS[0]))
+    first = np.lexsort((objects.category[here], ~wanted))  # of equal overlap, or none at all: wanted, smaller id
+    return objects.category[here[first[np.argmax(value[:, first], axis=1)]]]
+
+
+BEYOND = 1e-3  # pixels: as finely as detections are written; less is rounding
+SHOWN = ("AP", "fixed_AP", "coco_AP")
+
+
+@dataclass(frozen=True)
+class Edges:
+    beyond: int  # boxes that reach beyond their picture, those outside among them
+    outside: int  # boxes without a part in it
+
+
+def clip_truth(content: Content, dataset: Dataset) -> tuple[Content, Edges]:
+    """What `lvis_truth` gives with every box clipped to its picture, without those outside; and how many these are.
+
+    An object's area becomes that of what is left of its box, where it was more.
+    """
+    sizes = {record.image_id: (record.width, record.height) for record in dataset.records}
+    kept, beyond, outside = [], 0, 0
+    for annotation in content["annotations"]:
+        clipped = _clipped(annotation, *sizes[annotation["image_id"]])
+        beyond += clipped is not annotation
+        outside += clipped is None
+        if clipped is not None:
+            kept.append(clipped)
+    return {**content, "annotations": kept}, Edges(beyond, outside)
+
+
+def _clipped(annotation: dict[str, Any], width: int, height: int) -> dict[str, Any] | None:
+    """The annotation itself where its box is inside; None where it is outside."""
+    x0, y0, w, h = annotation["bbox"]
+    x1, y1 = x0 + w, y0 + h
+    if max(-x0, -y0, x1 - width, y1 - height) <= BEYOND:
+        return annotation
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        return None
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    w, h = x1 - x0, y1 - y0
+    return {**annotation, "bbox": [x0, y0, w, h], "area": min(annotation["area"], w * h)}
+
+
+class EdgeEvaluator:
+    """An `Evaluator`, and beside it a second one on the clipped truth, where a box reaches beyond its picture.
+
+    With `clipped` the clipped truth is the one that is evaluated on, and there is no second.
+    """
+
+    def __init__(self, content: Content, dataset: Dataset, protocol: Protocol = "lvis", clipped: bool = False):
+        inside, self._edges = clip_truth(content, dataset)
+        self._clipped = clipped
+        self._main = Evaluator(inside if clipped else content, protocol)
+        self._beside = Evaluator(inside, protocol) if self._edges.beyond and not clipped else None
+
+    def add(
+        self,
+        image_id: int,
+        detections: ScoredBoxes,
+        boxes: ScoredBoxes | None = None,
+        numbers: Int64[ndarray, " n"] | None = None,
+    ) -> ScoredBoxes:
+        """As that of `Evaluator`."""
+        if self._beside:
+            self._beside.add(image_id, detections, boxes, numbers)
+        return self._main.add(image_id, detections, boxes, numbers)
+
+    def finish(self) -> tuple[Evaluation, dict[str, Any]]:
+        """The evaluation, and what its metrics.json has of the edges: nothing where there is nothing to say."""
+        edges: dict[str, Any] = {"clip_truth": True} if self._clipped else {}
+        if self._edges.beyond:
+            edges |= {"boxes_beyond_picture": self._edges.beyond, "boxes_outside_picture": self._edges.outside}
+        if self._beside:
+            metrics = self._beside.finish().metrics
+            edges |= {f"clipped_{key}": metrics[key] for key in SHOWN if key in metrics}
+        return self._main.finish(), edges
+
+
+def edges_said(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines for a summary of what metrics.json has of the edges."""
+    if "boxes_beyond_picture" not in metrics:
+        return []
+    beyond, outside = metrics["boxes_beyond_picture"], metrics["boxes_outside_picture"]
+    concerned = f"true boxes beyond their picture: {beyond}, of these {outside} wholly outside"
+    if metrics.get("clip_truth"):
+        return [f"  {concerned}; clipped, those outside passed over"]
+    clipped = metrics["clipped_AP"]
+    number = "–" if clipped is None else f"{100 * clipped:.1f}"
+    return [f"  {concerned}; AP with them clipped, as in training: {number} (clip_truth)"]

@@ -26,7 +26,7 @@ from opendet_jax.data.tokenizer import Tokenizer, check_names, load_tokenizer, w
 from opendet_jax.drawing import contact_sheet, draw, side_by_side
 from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.evaluate.alignment import analyse
-from opendet_jax.evaluate.clipped_truth import EdgeEvaluator
+from opendet_jax.evaluate.evaluator import EdgeEvaluator
 from opendet_jax.evaluate.name_mapping import ExactMapping, NameMapping, TextEncoderMapping, shared_names, shared_said
 from opendet_jax.evaluate.name_similarity import NameTexts, RememberingEncoder, load_encoder, name_texts
 from opendet_jax.evaluate.pictures import draw_alignment

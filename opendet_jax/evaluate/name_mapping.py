@@ -28,7 +28,7 @@ Encode = Callable[[Sequence[str]], Float32[ndarray, "n E"]]  # texts to unit row
 class Classes:
     """The k classes of each of n boxes, the best first."""
 
-    ids: Int64[ndarray, "n k"]  # of a name that several classes bear, the first of these: shared_names.py chooses
+    ids: Int64[ndarray, "n k"]  # of a name that several classes bear, the first of these: `settle` chooses
     scores: Float32[ndarray, "n k"]  # of (box, class) as a detection
     shared: Int64[ndarray, "n k"] | None = None  # the place of that name in `bearers`, −1: one class alone bears it
     bearers: Sequence[Bearers] = ()
@@ -73,7 +73,7 @@ class ExactMapping:
     """The mapping "exact": a box is of the class whose name or synonym its best name equals, with score p.
 
     Where a synonym of one class is the name of another that has an object, the name wins. Of several classes of one
-    name, or with one synonym, the objects decide (shared_names.py); where nothing is known of these, the smallest id
+    name, or with one synonym, the objects decide (evaluator.py); where nothing is known of these, the smallest id
     does. A name that is no class has the id UNMAPPED.
     """
 
@@ -145,7 +145,7 @@ def most_similar_classes(
 
 class TextEncoderMapping:
     """The mapping "text_encoder" onto the names of a data set's classes; of equally similar ones the smaller id goes
-    first. Classes of one name take one of the 15 places, and their objects decide (shared_names.py).
+    first. Classes of one name take one of the 15 places, and their objects decide (evaluator.py).
     """
 
     title = "text_encoder"

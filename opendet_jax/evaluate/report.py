@@ -12,8 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from opendet_jax.data.formats.records import Dataset
-from opendet_jax.evaluate.clipped_truth import EdgeEvaluator, edges_said
-from opendet_jax.evaluate.evaluator import Evaluation, Protocol
+from opendet_jax.evaluate.evaluator import EdgeEvaluator, Evaluation, Protocol, edges_said
 from opendet_jax.evaluate.greedy_matching import AREAS
 from opendet_jax.evaluate.name_mapping import shared_names, shared_said
 from opendet_jax.evaluate.pictures import best_and_worst, draw_ap_by_frequency, draw_names, draw_precision_recall, sheet
@@ -41,7 +40,7 @@ def score_file(
 ) -> dict[str, Any]:
     """Writes metrics.json, tables and pictures to `out` and returns the metrics; best and worst images need `images`.
 
-    `clip_truth`: true boxes are clipped to their pictures (clipped_truth.py). `only_predicted`: images without a
+    `clip_truth`: true boxes are clipped to their pictures (`EdgeEvaluator`). `only_predicted`: images without a
     detection are left out; otherwise they are counted and said, and their objects are missed. Numbers are written
     first, so that Ctrl-C while pictures are drawn costs none of them.
 

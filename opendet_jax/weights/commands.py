@@ -26,8 +26,9 @@ from opendet_jax.weights.embed_names import (
     embed_names,
     load_text_encoder,
     open_tokenizer,
+    read_annotated,
+    read_names,
 )
-from opendet_jax.weights.name_lists import read_annotated, read_names
 from opendet_jax.weights.rules import flat
 from opendet_jax.weights.source import TOKENIZER_FILES, Source, checksum, read_source
 from opendet_jax.weights.unwrap import printable, some

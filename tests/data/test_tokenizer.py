@@ -1,12 +1,15 @@
 """Names to tokens and back, with the tokenizer that needs no file and with T5's."""
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import ByT5Tokenizer
 
 from opendet_jax.config import DataConfig
 from opendet_jax.data import tokenizer as module
@@ -136,11 +139,9 @@ def test_names_that_t5_cannot_write(t5, name, spelt):
     assert (lost.name, lost.spelt, lost.cut, lost.boxes) == (name, spelt, False, 1)
 
 
-def test_bytes_write_all_of_them_but_the_tokenizer_s_own_marks(byt5):
-    written = lost_names(
-        records("jalapeño", "猫", "½ inch", "ﬁsh", "more…", "a^b", "🙂", "a </s> b", "<pad>"), byt5, 32
-    )
-    assert {lost.name for lost in written.names} == {"a </s> b", "<pad>"}
+def test_bytes_write_all_of_them(byt5):
+    names = ("jalapeño", "猫", "½ inch", "ﬁsh", "more…", "a^b", "🙂", "a </s> b", "<pad>", "cafe\u0301")
+    assert not lost_names(records(*names), byt5, 32).names
 
 
 def test_names_that_are_cut_off(byt5):
@@ -225,9 +226,35 @@ def test_each_name_is_tried_once(t5, monkeypatch):
     boxes = tuple(record.names[i % 2] for i in range(1000))
     many = [replace(record, names=boxes)] * 1000
     decoded = []
-    decode = module.Tokenizer.decode
-    monkeypatch.setattr(module.Tokenizer, "decode", lambda self, tokens: decoded.append(tokens) or decode(self, tokens))
+    decode = module.PretrainedTokenizer.decode
+    monkeypatch.setattr(
+        module.PretrainedTokenizer, "decode", lambda self, tokens: decoded.append(tokens) or decode(self, tokens)
+    )
     began = time.process_time()
     assert lost_names(many, t5, 32).all_boxes == 1_000_000
     assert len(decoded) == 2
     assert time.process_time() - began < 10
+
+
+def test_bytes_are_those_of_transformers():
+    theirs = ByT5Tokenizer()
+    ours = load_tokenizer("byt5", 384)
+    assert ours.size == len(theirs)
+    for name in ("a", "bus (vehicle)", "jalapeño", "猫", "½ ﬁ…", " spaced  out ", "\x00\x7f", "🚲"):
+        tokens = theirs(name, add_special_tokens=False)["input_ids"]
+        assert ours.encode(name) == tokens
+        for cut in range(len(tokens) + 1):  # in the middle of letters, too
+            row = [0, *tokens[:cut], 1, 0, 2, 259, 383, 400]
+            known = [token for token in row if token < len(theirs)]
+            assert ours.decode(row) == theirs.decode(known, skip_special_tokens=True).strip()
+
+
+def test_what_spells_byte_by_byte_starts_without_transformers():
+    """They bring PyTorch, wherever it is installed: seconds of every start."""
+    program = (
+        "import sys; import opendet_jax.main, opendet_jax.train.training_loop, opendet_jax.evaluate.loop, "
+        "opendet_jax.predict.detector; from opendet_jax.data.tokenizer import load_tokenizer; "
+        "load_tokenizer('byt5', 384); print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -10,7 +10,7 @@ from opendet_jax.checkpoints.same_config import in_training
 from opendet_jax.config import Config, DataConfig, EvalConfig
 from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.evaluate.__main__ import main
-from opendet_jax.evaluate.clipped_truth import EdgeEvaluator, Edges, clip_truth, edges_said
+from opendet_jax.evaluate.evaluator import EdgeEvaluator, Edges, clip_truth, edges_said
 from opendet_jax.evaluate.loop import evaluate
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.inference import Found, Inference

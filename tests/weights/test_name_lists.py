@@ -14,7 +14,7 @@ from opendet_jax.data.text_embeddings import EmbeddingError, TableEmbedder, Text
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights import commands, embed_names
 from opendet_jax.weights.__main__ import main
-from opendet_jax.weights.name_lists import read_annotated, read_names
+from opendet_jax.weights.embed_names import read_annotated, read_names
 
 CATEGORIES = [
     {"id": 1, "name": "bus_(vehicle)"},

@@ -14,8 +14,15 @@ import numpy as np
 
 from opendet_jax.data.formats.image_folder import ImageFolder, url_folder
 from opendet_jax.data.formats.json_stream import AnnotationError, lists_of
-from opendet_jax.data.formats.objects import LARGEST_SIDE, AnnotationReader, Names, clean_text
-from opendet_jax.data.formats.optional_fields import flag, frequency, written_names
+from opendet_jax.data.formats.objects import (
+    LARGEST_SIDE,
+    AnnotationReader,
+    Names,
+    clean_text,
+    flag,
+    frequency,
+    written_names,
+)
 from opendet_jax.data.formats.records import Category, Dataset, Problems
 
 PARTS = ("images", "annotations", "categories")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.records import Problems
 from opendet_jax.errors import InputError
-from opendet_jax.evaluate.clipped_truth import EdgeEvaluator, clip_truth
+from opendet_jax.evaluate.evaluator import EdgeEvaluator, clip_truth
 from opendet_jax.evaluate.results import ScoredBoxes
 from opendet_jax.evaluate.truth import Truth, lvis_truth, read_truth
 

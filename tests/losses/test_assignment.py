@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from opendet_jax.ops.assignment import assign
+from opendet_jax.losses.matching import assign
 
 assign_all = jax.jit(jax.vmap(assign))
 
