@@ -128,6 +128,7 @@ class DataConfig:
     mixture: tuple[DatasetPaths, ...] = ()  # more to train on
     eval: DatasetPaths = field(default_factory=DatasetPaths)  # to evaluate on; none named: part of `train`
     held_out: float = 0.1  # share of `train` that is evaluated on instead, where `eval` names no json
+    held_out_by: Literal["photographs", "images"] = "photographs"  # copies on one side; images: by ids alone
     train_limit: int = 0  # first N images of each training json only; 0 = all
     max_unreadable: float = 0.01  # share of the training images that may be skipped because they cannot be read
     max_pixels: int = 178_956_970  # of a picture, width × height; larger ones are refused. The default is Pillow's own

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from opendet_jax.config import Config, ConfigError
-from opendet_jax.config_files import parse_config
+from opendet_jax.config_files import METRICS, parse_config
+from opendet_jax.evaluate.evaluator import Evaluator
 
 SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json"]
 
@@ -55,12 +56,38 @@ def test_paper_values():
         ({"data": {"scenes_size": 16}}, r"config\.data\.scenes_size = 16: must be at least 32"),
         ({"data": {"train_limit": -1}}, r"config\.data\.train_limit = -1: must be 0 \(all\)"),
         ({"predict": {"min_score": 1.5}}, r"config\.predict\.min_score = 1\.5: must be between 0 and 1"),
+        (
+            {"model": {"t5": {"dropout": 1.5}}},
+            r"config\.model\.t5\.dropout = 1\.5: must be a share of at least 0 and below 1",
+        ),
+        ({"model": {"backbone": {"drop_path_rate": 1.0}}}, r"config\.model\.backbone\.drop_path_rate = 1\.0: must be"),
+        ({"model": {"distiller_dropout": -0.5}}, r"config\.model\.distiller_dropout = -0\.5: must be"),
+        ({"model": {"prompt_dropout": float("nan")}}, r"config\.model\.prompt_dropout = nan: must be"),
+        ({"model": {"generator_dropout": 1}}, r"config\.model\.generator_dropout = 1\.0: must be"),
+        ({"train": {"keep_best": "None"}}, r"config\.train\.keep_best = 'None': is no metric of an evaluation, as AP"),
+        ({"train": {"keep_best": "ap50"}}, r"config\.train\.keep_best = 'ap50': is no metric of an evaluation"),
+        ({"data": {"max_unwritable": -0.1}}, r"config\.data\.max_unwritable = -0\.1: must be between 0 and 1"),
         ({"optimizer": {"clip_norm": 0}}, r"config\.optimizer\.clip_norm = 0\.0: must be positive"),
     ],
 )
 def test_wrong_values_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(values)
+
+
+def test_the_metrics_that_may_be_kept_by_are_those_of_evaluations():
+    found = set()
+    for frequency in ({}, {"frequency": "r"}):  # COCO's form, LVIS's
+        categories = [{"id": 1, "name": "a", **frequency}]
+        image = {"id": 1, "width": 9, "height": 9, "neg_category_ids": [1], "not_exhaustive_category_ids": []}
+        found |= Evaluator({"images": [image], "annotations": [], "categories": categories}).finish().metrics.keys()
+    assert found == set(METRICS)
+    for metric in ("", *METRICS):
+        parse_config({"train": {"keep_best": metric}})
+
+
+def test_rates_that_can_work():
+    assert parse_config({"model": {"t5": {"dropout": 0}, "prompt_dropout": 0.99}}).model.prompt_dropout == 0.99
 
 
 def test_whole_numbers_become_floats():

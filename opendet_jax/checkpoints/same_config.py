@@ -13,11 +13,12 @@ from opendet_jax.errors import InputError
 FREE_IN_TRAINING = (
     *("name", "init.", "eval.", "predict."),
     *("data.name", "data.eval.", "data.scenes_dir", "data.scenes_eval", "data.text_table", "data.max_unreadable"),
-    *("data.max_pixels", "data.max_unwritable", "data.threads", "data.prefetch"),
+    *("data.max_pixels", "data.max_unwritable", "data.held_out_by", "data.threads", "data.prefetch"),
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.keep_best", "train.non_finite", "train.replay"),
     *("mesh.", "model.remat"),
 )
+BEFORE = {"data.held_out_by": "images"}  # what versions did that had no such field
 PATHS = (".annotations", ".images")  # of data sets, which may lie elsewhere
 
 # Fields that shape the parameters or the meaning of a name's tokens, …
@@ -51,10 +52,11 @@ def in_evaluation(field: str) -> bool:
 def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound = in_training) -> None:
     """Raises CheckpointError listing every bound field in which the configs differ.
 
-    A field that is newer than the checkpoint counts as its default, with which nothing changed.
+    A field that is newer than the checkpoint counts as its default, with which nothing changed, or as in BEFORE.
     """
     old, new = (
-        _with_held_out(fields) for fields in (_flat(Config().to_dict()) | _flat(saved), _flat(config.to_dict()))
+        _with_held_out(fields)
+        for fields in (_flat(Config().to_dict()) | BEFORE | _flat(saved), _flat(config.to_dict()))
     )
     lines = [
         f"  {name}: checkpoint {old.get(name, '(absent)')!r}, config {new.get(name, '(absent)')!r}"
@@ -82,7 +84,11 @@ def check_began(saved: dict[str, Any], config: Config, where: Path) -> None:
 def _with_held_out(fields: dict[str, Any]) -> dict[str, Any]:
     """And the share of the training images that is not trained on, which depends on a path that is free."""
     applies = fields["data.source"] == "json" and not fields["data.eval.annotations"]
-    return fields | {"data.held_out (where data.eval names no json)": fields["data.held_out"] if applies else 0}
+    share, by = fields["data.held_out"], fields["data.held_out_by"]
+    return fields | {
+        "data.held_out (where data.eval names no json)": share if applies else 0,
+        "where something is held out, data.held_out_by": by if applies and share else "",
+    }
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

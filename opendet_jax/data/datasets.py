@@ -1,7 +1,11 @@
 """The training and the evaluation set that a config asks for, read into memory from annotations in any form."""
 
 import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from absl import logging
 
@@ -15,6 +19,10 @@ from opendet_jax.data.prepared.read import read_prepared
 from opendet_jax.data.scenes import generate
 
 SCENES_SEED = 0
+FEW = 50  # held-out images are listed, where they are fewer; names of a message
+ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+\.\w+")  # of a version of a photograph: its name, a hash
+MOST_COPIES = 50  # a name that more files have is one that many photographs were given
+END = 4096  # bytes that files of different pictures differ in
 
 
 def load_datasets(config: Config, workdir: str | Path) -> tuple[Mixture, Dataset]:
@@ -30,7 +38,7 @@ def load_datasets(config: Config, workdir: str | Path) -> tuple[Mixture, Dataset
     data = config.data
     train = _training_json(config, workdir).first(data.train_limit)
     if _holds_out(config):
-        train, evaluation = hold_out(train, data.held_out)
+        train, evaluation = hold_out(train, data.held_out, data.held_out_by)
         _announce(train, evaluation, data.held_out)
     else:
         evaluation = _evaluation_json(config, workdir)
@@ -45,7 +53,8 @@ def load_evaluation(config: Config, workdir: str | Path) -> Dataset:
     """The evaluation set alone, as `load_datasets` gives it."""
     if _holds_out(config):
         train = _training_json(config, workdir).first(config.data.train_limit)
-        return hold_out(train, config.data.held_out)[1].first(config.eval.limit)
+        held = hold_out(train, config.data.held_out, config.data.held_out_by)[1]
+        return held.first(config.eval.limit)
     return _evaluation_json(config, workdir).first(config.eval.limit)
 
 
@@ -59,21 +68,132 @@ def read(paths: DatasetPaths, where: str) -> Dataset:
     return dataset
 
 
-def hold_out(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+def hold_out(
+    dataset: Dataset, share: float, by: Literal["photographs", "images"] = "photographs"
+) -> tuple[Dataset, Dataset]:
     """The images to train on and those to evaluate on: `share` of them, at least one; all of them where it is 0.
 
     They are those whose ids have the smallest hashes, so that what is held out hardly changes when images are added.
+    By "photographs" all copies of one (`copies`) go where the first goes, and a class of two photographs or more has
+    one on each side, if need be beyond the share.
     """
-    if share == 0 or len(dataset) < 2:
+    units = copies(dataset.records) if by == "photographs" and share else [(record,) for record in dataset.records]
+    if share == 0 or len(units) < 2:
         return dataset, dataset
-    count = min(max(1, round(share * len(dataset))), len(dataset) - 1)
-    held = {record.image_id for record in sorted(dataset.records, key=_hash)[:count]}
+    units = sorted(units, key=lambda unit: _hash(unit[0]))
+    held = set(range(min(max(1, round(share * len(units))), len(units) - 1)))
+    if by == "photographs":
+        held = _on_both_sides(held, _units_of_classes(dataset, units))
+    ids = {record.image_id for number in held for record in units[number]}
     sides = (
-        tuple(record for record in dataset.records if record.image_id not in held),
-        tuple(record for record in dataset.records if record.image_id in held),
+        tuple(record for record in dataset.records if record.image_id not in ids),
+        tuple(record for record in dataset.records if record.image_id in ids),
     )
     kept, out = (Dataset(dataset.annotations, records, dataset.categories) for records in sides)
     return kept, out
+
+
+def _units_of_classes(dataset: Dataset, units: Sequence[Sequence[Record]]) -> list[list[int]]:
+    """The numbers of the photographs with each class that has two of them; classes of one name are one."""
+    names = {category.id: category.name for category in dataset.categories}
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, unit in enumerate(units):
+        for name in {names[class_] for record in unit for class_ in record.category_ids.tolist()}:
+            found[name].append(number)
+    return [numbers for _, numbers in sorted(found.items(), key=lambda item: (len(item[1]), item[0])) if numbers[1:]]
+
+
+def _on_both_sides(held: set[int], classes: Sequence[Sequence[int]]) -> set[int]:
+    """`held`, with at least one member of each class and not all of them, where that can be for all together.
+
+    What is added to it is the best for the class: the member with the most classes of which none is held yet.
+    """
+    of_number: dict[int, list[int]] = defaultdict(list)
+    for place, numbers in enumerate(classes):
+        for number in numbers:
+            of_number[number].append(place)
+    held = set(held)
+    for numbers in classes:
+        if held.issuperset(numbers):  # by chance
+            held.remove(numbers[-1])
+    trained_on = [sum(number not in held for number in numbers) for numbers in classes]
+    missing = {place for place, numbers in enumerate(classes) if held.isdisjoint(numbers)}
+    for place, numbers in enumerate(classes):
+        spare = [n for n in numbers if place in missing and all(trained_on[other] > 1 for other in of_number[n])]
+        if spare:
+            best = max(spare, key=lambda n: (len(missing.intersection(of_number[n])), -n))
+            held.add(best)
+            missing.difference_update(of_number[best])
+            for other in of_number[best]:
+                trained_on[other] -= 1
+    return held
+
+
+def copies(records: Sequence[Record]) -> list[tuple[Record, ...]]:
+    """The records by the photograph that they show, in the order of the first of each.
+
+    Copies are files of equal content, and what Roboflow makes of one: "a_jpg.rf.<hash>.jpg". Content is read only of
+    files of one length whose ends agree; of pictures in shards the names alone are compared.
+    """
+    first = list(range(len(records)))  # number of the first record of the same photograph
+
+    def root(number: int) -> int:
+        while first[number] != number:
+            first[number] = first[first[number]]
+            number = first[number]
+        return number
+
+    named: dict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
+        if match := ROBOFLOW.fullmatch(record.path.name):
+            named[match[1]].append(number)
+    alike = [numbers for numbers in named.values() if len(numbers) <= MOST_COPIES]
+    for numbers in (*alike, *_equal_files(records)):
+        for number in numbers[1:]:
+            one, other = sorted((root(numbers[0]), root(number)))
+            first[other] = one
+    groups: dict[int, list[Record]] = defaultdict(list)
+    for number, record in enumerate(records):
+        groups[root(number)].append(record)
+    return [tuple(group) for group in groups.values()]
+
+
+def _equal_files(records: Sequence[Record]) -> list[list[int]]:
+    """The numbers of records whose files have equal content, each time it occurs more than once."""
+    groups = [[number for number, record in enumerate(records) if record.stored is None]]
+    for key in (_length, _end, _content):
+        split: dict[Any, list[int]] = defaultdict(list)
+        for place, group in enumerate(groups):
+            for number in group:
+                found = key(records[number].path)
+                if found is not None:
+                    split[place, found].append(number)
+        groups = [group for group in split.values() if len(group) > 1]
+    return groups
+
+
+def _length(path: Path) -> int | None:
+    try:
+        return path.stat().st_size or None
+    except (OSError, ValueError):  # missing: check_present says so
+        return None
+
+
+def _end(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - END))
+            return file.read()
+    except OSError:
+        return None
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
 
 
 def _hash(record: Record) -> bytes:
@@ -91,11 +211,28 @@ def _announce(train: Dataset, evaluation: Dataset, share: float) -> None:
             "(data.held_out = %g): the score says nothing about other images",
             *(train.annotations, share),
         )
-    else:
-        logging.warning(
-            "HELD OUT FOR EVALUATION: %d of the %d images of %s (data.held_out = %g), as data.eval names no json",
-            *(len(evaluation), len(train) + len(evaluation), train.annotations, share),
-        )
+        return
+    names = {category.id: category.name for category in train.categories}
+
+    def classes(records: Sequence[Record]) -> set[str]:
+        return {names[number] for record in records for number in record.category_ids.tolist()}
+
+    lines = [
+        f"HELD OUT FOR EVALUATION: {len(evaluation)} of the {len(train) + len(evaluation)} images of "
+        f"{train.annotations} (data.held_out = {share:g}), as data.eval names no json"
+    ]
+    if len(evaluation) < FEW:
+        for record in evaluation.records:
+            lines.append(f"  {record.path}: {', '.join(sorted(classes([record]))) or 'no object'}")
+    trained, held = classes(train.records), classes(evaluation.records)
+    for what, found in (
+        ("held out: they have one, or none that can be spared", trained - held),
+        ("left to train on: they have one", held - trained),
+    ):
+        if found:
+            shown = [*map(repr, sorted(found)[:FEW]), *["…"] * (len(found) > FEW)]
+            lines.append(f"{len(found)} classes have no image {what}: {', '.join(shown)}")
+    logging.warning("%s", "\n".join(lines))
 
 
 def _training_json(config: Config, workdir: str | Path) -> Dataset:

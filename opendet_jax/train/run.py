@@ -16,7 +16,7 @@ from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, read_config
 from opendet_jax.checkpoints.same_config import CheckpointError, check_began, check_same
 from opendet_jax.config import Config, InitConfig, TrainConfig
-from opendet_jax.config_files import config_hash
+from opendet_jax.config_files import METRICS, config_hash
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.formats.records import Dataset
 from opendet_jax.data.images import check_present
@@ -24,7 +24,9 @@ from opendet_jax.data.pipeline import training_stream
 from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import check_names, load_tokenizer
 from opendet_jax.errors import InputError
+from opendet_jax.evaluate.evaluator import Evaluator
 from opendet_jax.evaluate.loop import check_evaluated, evaluate, load_naming
+from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import write_json
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import OpenDet, init_params
@@ -94,6 +96,19 @@ def check_goes_on(config: Config, workdir: Path) -> InitConfig | None:
     return InitConfig(**saved.get("init", {}))
 
 
+def check_keep_best(metric: str, evaluated: Dataset) -> None:
+    """Raises InputError where the evaluation cannot have the metric: of groups, or of a protocol, that the data set
+    does not know."""
+    if metric in ("", "AP") or metric not in METRICS:  # what no evaluation at all has is refused with the config
+        return
+    found = Evaluator(lvis_truth(evaluated)).finish().metrics
+    # Without detections nothing is named yet; but where there is no object of a kind, none of it will ever be found.
+    if metric not in found or (found[metric] is None and not metric.endswith("accuracy")):
+        raise InputError(
+            f"config.train.keep_best = {metric!r}: is not measured on {evaluated.annotations}, as AP and AP50 are"
+        )
+
+
 class Run:
     """Begins at step 0, or where the workdir's newest undamaged checkpoint was taken.
 
@@ -128,6 +143,7 @@ class Run:
             check_present(Dataset(part.annotations, part.records, ()), where, config.data.max_unreadable)
         check_names(mixture.records, tokenizer, given, "training")
         check_evaluated(self._eval_set, tokenizer, replace(config, data=given))
+        check_keep_best(config.train.keep_best, self._eval_set)
         rows = own_rows(mesh, config.data.batch_size)
         self._batches = iter(training_stream(mixture, config.data, tokenizer, embedder, config.train.seed, rows))
         self._naming = load_naming(self._eval_set, config)

@@ -134,6 +134,12 @@ class TestBeforeAnythingIsCompiled:
         config = with_data(source="json", train=photographs, eval=other)
         self.refused(tmp_path / "run", config, InputError, "there is no image to evaluate on")
 
+    @pytest.mark.parametrize("metric", ["APr", "fixed_APu", "APl", "coco_APm"])
+    def test_a_metric_that_the_evaluation_cannot_have(self, tmp_path, photographs, metric):
+        config = with_data(tiny(steps=2, keep_best=metric), source="json", train=photographs, eval=photographs)
+        message = rf"train\.keep_best = '{metric}': is not measured on .*mine\.json"
+        self.refused(tmp_path / "run", config, InputError, message)
+
     def test_a_table_of_another_width_or_without_a_name(self, tmp_path, photographs):
         table = {"text_embeddings": "table", "text_table": str(wrong_table(tmp_path))}
         config = with_data(source="json", train=photographs, **table)

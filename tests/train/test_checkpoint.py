@@ -11,7 +11,7 @@ import tensorstore as ts
 
 from opendet_jax.checkpoints.restore import restore
 from opendet_jax.checkpoints.same_config import CheckpointError, check_same, in_evaluation
-from opendet_jax.config import Config
+from opendet_jax.config import Config, DatasetPaths
 from opendet_jax.train import checkpoint as module
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.optimizer import make_optimizer
@@ -77,6 +77,24 @@ def test_another_config_is_refused_field_by_field(tmp_path, state):
     checkpoints.close()
     assert "data.tokenizer: checkpoint 'google/flan-t5-base', config 'byt5'" in str(error.value)
     assert "ffn_width" not in str(error.value)
+
+
+def test_a_run_of_before_goes_on_with_what_it_held_out(tmp_path):
+    """Versions without the field went by ids alone; where nothing is held out, or by a json, it does not matter."""
+    config = Config(data=dataclasses.replace(Config().data, train=DatasetPaths("a.json", "a")))
+    saved = config.to_dict()
+    del saved["data"]["held_out_by"]
+    message = r"data\.held_out_by: checkpoint 'images', config 'photographs'"
+    with pytest.raises(CheckpointError, match=message):
+        check_same(saved, config, tmp_path)
+    check_same(
+        saved, dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_by="images")), tmp_path
+    )
+    for fields in ({"held_out": 0.0}, {"eval": DatasetPaths("b.json", "b")}, {"source": "scenes"}):
+        other = dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+        old = other.to_dict()
+        del old["data"]["held_out_by"]
+        check_same(old, other, tmp_path)
 
 
 def test_evaluation_may_choose_what_parameters_do_not_depend_on(tmp_path):
