@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from opendet_jax.errors import InputError
 from opendet_jax.files import replacing
@@ -35,6 +34,8 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, last_step: int):
+        from tensorboardX import SummaryWriter  # takes PyTorch along, wherever that is installed
+
         self._metrics, self._evaluations = workdir / METRICS, workdir / EVALUATIONS
         self._events = workdir / TENSORBOARD
         try:
