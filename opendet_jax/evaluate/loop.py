@@ -93,10 +93,12 @@ def evaluate(
     class to measure is None (null). `naming` is what `load_naming(dataset, config)` gives; None: called here.
 
     Raises:
+        InputError: the data set has no image.
         ImageError: an image cannot be read.
         Interrupted: Ctrl-C. What has been detected is written.
         WeightsError, EmbeddingError: see `load_naming`.
     """
+    _require_images(dataset)
     folder = Path(workdir) / "eval" / config.data.name
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
@@ -194,11 +196,15 @@ def table(metrics: dict[str, Any]) -> str:
     return f"{title}, names to classes: {metrics['name_mapping']}\n{summary(metrics)}"
 
 
+def _require_images(dataset: Dataset) -> None:
+    if not len(dataset):
+        raise InputError(f"{dataset.annotations}: there is no image to evaluate on")
+
+
 def check_evaluated(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
     """Looks at what is evaluated on before anything is compiled: there are images, their files, and names that can be
     found. Raises InputError, ImageError, TokenizerError."""
-    if not len(dataset):
-        raise InputError(f"{dataset.annotations}: there is no image to evaluate on")
+    _require_images(dataset)
     where = "data.eval" if config.data.eval.annotations else "data.train"
     check_present(dataset, where, 0.0)
     check_names(dataset.records, tokenizer, config.data, f"evaluation on {dataset.annotations}")
