@@ -1,4 +1,7 @@
-"""Whatever Pillow can open to upright RGB of 8 bits. docs/data.md has the table of its modes."""
+"""Whatever Pillow can open to upright RGB of 8 bits. docs/data.md has the table of its modes.
+
+Method: docs/method.md#1-image.
+"""
 
 import re
 import struct

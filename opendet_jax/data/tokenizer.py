@@ -1,4 +1,7 @@
-"""Names ↔ tokens of the language model. In every tokenizer used here padding is 0 and the end of a name, </s>, is 1."""
+"""Names ↔ tokens of the language model. In every tokenizer used here padding is 0 and the end of a name, </s>, is 1.
+
+Method: docs/method.md#7-object-name-generator.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,7 +44,7 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """ByT5's tokens (Xue et al., 2022): three special ones, the 256 bytes of UTF-8, 125 that no name has.
 
-    As transformers' ByT5Tokenizer has them, which takes PyTorch along wherever that is installed, and seconds with it.
+    As transformers' ByT5Tokenizer has them, whose loading takes seconds, and PyTorch along wherever that is installed.
     """
 
     size = 384

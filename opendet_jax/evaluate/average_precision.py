@@ -2,6 +2,8 @@
 pycocotools have them.
 
 What is remembered of detections after their image is done is a few numbers each, and only of those that count.
+
+Method: docs/method.md#13-evaluation.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ NOTHING = -1.0  # where there is no object to be found
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Detections whose class is known in their image, and what they are in each matching (matching.py)."""
+    """Detections whose class is known in their image, and what they are in each matching (greedy_matching.py)."""
 
     category: Int32[ndarray, " n"]  # its place in the truth
     score: Float64[ndarray, " n"]

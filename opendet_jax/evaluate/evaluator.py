@@ -1,4 +1,7 @@
-"""The evaluation of a data set, one image at a time: memory holds a few numbers a detection, and the best only."""
+"""The evaluation of a data set, one image at a time: memory holds a few numbers a detection, and the best only.
+
+Method: docs/method.md#13-evaluation.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

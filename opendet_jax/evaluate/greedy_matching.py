@@ -2,6 +2,8 @@
 
 The packages match anew for each of 10 IoU thresholds and each of 4 ranges of area. Here all 40 matchings are made at
 once: each is one bit of an integer, `10·area + threshold`, and a set of matchings is one integer.
+
+Method: docs/method.md#13-evaluation.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Names as vectors, for the mapping and for the analysis of alignment: by the text encoder, as the paper has it, or by
 a stand-in. The encoder has a memory: data sets repeat their names, and models repeat themselves.
+
+Method: docs/method.md#13-evaluation.
 """
 
 from collections.abc import Callable, Sequence

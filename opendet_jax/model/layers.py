@@ -3,6 +3,8 @@ deformable-attention module; and layers that are computed again in the backward 
 
 Activations have a module's `dtype`; parameters are float32, and so is what decides where and how much is read
 (normalisation, softmax, sampling locations).
+
+Method: docs/method.md#conventions, docs/method.md#2-backbone-neck-encoder.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,13 @@
-"""Boxes: (cx, cy, w, h) ↔ (x0, y0, x1, y1), overlap, the clamped logit of box coordinates, and suppression."""
+"""Boxes: (cx, cy, w, h) ↔ (x0, y0, x1, y1), overlap, the clamped logit of box coordinates, and suppression.
+
+Method: docs/method.md#conventions.
+"""
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-OVERLAP_EPS = 1e-6  # docs/method.md#8-matching: added to the denominators of IoU and GIoU
+OVERLAP_EPS = 1e-6  # docs/method.md#conventions: added to the denominators of IoU and GIoU
 LOGIT_EPS = 1e-3
 
 

@@ -1,4 +1,7 @@
-"""Token losses for many rows of which few are real, a chunk at a time: of names, and of the tokens of names."""
+"""Token losses for many rows of which few are real, a chunk at a time: of names, and of the tokens of names.
+
+Method: docs/method.md#7-object-name-generator.
+"""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""A training run at work: what it holds, and what can be done with it. loop.py does it in order."""
+"""A training run at work: what it holds, and what can be done with it. training_loop.py does it in order."""
 
 import shutil
 import time

@@ -1,4 +1,7 @@
-"""PyTorch weights → a folder of ours, and back: what each kind of source needs beside its table of rules."""
+"""PyTorch weights → a folder of ours, and back: what each kind of source needs beside its table of rules.
+
+Method: docs/method.md#12-paper-and-program, for the authors' checkpoints.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -14,6 +14,8 @@ and for a cotangent g of out, with worth_c = ⟨g, value_c⟩:
     ∂value_c  = Σ_points a · share_c · g                            (many queries add to a cell: atomics)
     ∂a        = Σ_c share_c · worth_c
     ∂location = a · (w · Σ_c ±(1 − |y − y_c|) · worth_c,  h · Σ_c ±(1 − |x − x_c|) · worth_c),  + right of / below it
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 from collections.abc import Iterator

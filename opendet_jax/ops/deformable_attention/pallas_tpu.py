@@ -13,6 +13,8 @@ outside a level do not exist in it, so they count as zero by themselves. For a c
 
 A tile that no point of its queries reaches is skipped: neighbouring queries look at neighbouring cells, so most are.
 The kernels see tokens and queries in lanes (the last axis), and a grid over blocks of both.
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """The oracle: deformable attention as its definition reads, slow, differentiated by autodiff. And what all forms of the
 operation share: how levels lie in the sequence of tokens.
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 from itertools import accumulate

@@ -2,6 +2,8 @@
 
 One point of every query at a time (`lax.scan`): four gathers of whole rows going forward, four scatter-adds of whole
 rows going back. Nothing of size queries × points × d is ever kept, and both directions stream through memory.
+
+Method: docs/method.md#2-backbone-neck-encoder.
 """
 
 from collections.abc import Callable
