@@ -1,9 +1,11 @@
 """Configs as arguments of the smaller commands."""
 
+from dataclasses import replace
+
 import pytest
 
-from opendet_jax.config import ConfigError
-from opendet_jax.config_files import config_from_arguments
+from opendet_jax.config import Config, ConfigError, DatasetPaths
+from opendet_jax.config_files import check_paths, config_from_arguments
 
 # How ml_collections loads a file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -40,3 +42,66 @@ def test_what_cannot_be_used_is_one_line(arguments, message):
     with pytest.raises(ConfigError, match=message) as error:
         config_from_arguments(arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    """All that it names is there."""
+    for name in ("a.json", "table.npy", "step_3.npz"):
+        (tmp_path / name).touch()
+    (tmp_path / "photos").mkdir()
+    paths = DatasetPaths(str(tmp_path / "a.json"), str(tmp_path / "photos"))
+    table = {"text_embeddings": "table", "text_table": str(tmp_path / "table.npy")}
+    base = Config()
+    return replace(
+        base,
+        data=replace(base.data, train=paths, mixture=(paths,), eval=paths, **table),
+        train=replace(base.train, replay=str(tmp_path / "step_3.npz")),
+        eval=replace(base.eval, name_mapping="text_encoder", text_encoder=str(tmp_path)),
+        predict=replace(base.predict, inputs="*.jpg"),
+    )
+
+
+MODES = ("train", "eval", "predict", "replay")
+
+
+def test_paths_that_are_there(config, tmp_path):
+    for mode in MODES:
+        check_paths(config, mode)
+    prepared = DatasetPaths(str(tmp_path / "photos"))
+    check_paths(replace(config, data=replace(config.data, train=prepared, eval=prepared)), "train")
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "modes"),
+    [
+        ("data", "train", DatasetPaths("none.json", "."), ["train"]),
+        ("data", "train", DatasetPaths(__file__, "none"), ["train"]),
+        ("data", "train", DatasetPaths(__file__, ""), ["train"]),
+        ("data", "train", DatasetPaths(), ["train"]),
+        ("data", "mixture", (DatasetPaths("none.json"),), ["train"]),
+        ("data", "eval", DatasetPaths("none.json"), ["train", "eval"]),
+        ("data", "eval", DatasetPaths(__file__, __file__), ["train", "eval"]),
+        ("data", "text_table", "none.npy", ["train"]),
+        ("eval", "text_encoder", "none", ["train", "eval"]),
+        ("train", "replay", "none.npz", ["replay"]),
+        ("train", "replay", "", ["replay"]),
+        ("predict", "inputs", "", ["predict"]),
+    ],
+)
+def test_paths_that_are_not_there(config, section, field, value, modes):
+    """In the modes that need them; the field is named."""
+    wrong = replace(config, **{section: replace(getattr(config, section), **{field: value})})
+    for mode in MODES:
+        if mode in modes:
+            with pytest.raises(ConfigError, match=rf"^config\.{section}\.{field}"):
+                check_paths(wrong, mode)
+        else:
+            check_paths(wrong, mode)
+
+
+def test_what_is_held_out_is_read_from_the_training_data(config):
+    data = replace(config.data, train=DatasetPaths("none.json", "."), eval=DatasetPaths())
+    with pytest.raises(ConfigError, match=r"config\.data\.train\.annotations = 'none\.json'"):
+        check_paths(replace(config, data=data), "eval")
+    check_paths(replace(config, data=replace(data, source="scenes")), "eval")

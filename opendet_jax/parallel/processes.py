@@ -118,8 +118,15 @@ def only_training(workdir: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if is_first():
-            _release(workdir / LOCK)
+        release(workdir)
+
+
+def release(workdir: Path) -> None:
+    """Lets other trainings have the workdir, if this process holds it."""
+    path = workdir / LOCK
+    held = _read(path)
+    if held and _mine(held):
+        path.unlink(missing_ok=True)
 
 
 def check_held(workdir: Path) -> None:
@@ -178,12 +185,6 @@ def _beat(path: Path, ended: threading.Event) -> None:
                 os.utime(path)
             except OSError:  # the disk, or the whole folder, is gone; whatever is saved next says so
                 continue
-
-
-def _release(path: Path) -> None:
-    held = _read(path)
-    if held and _mine(held):
-        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict | None:

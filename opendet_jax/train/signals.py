@@ -44,15 +44,17 @@ class StopSignals:
     `saved`) a thread therefore ends the process, with status 0, some seconds after the first signal. The second signal
     ends it at once, and at any time, with status 128 + number. Outside the main thread signals stay the caller's
     business.
+
+    leaving: what that thread does before it ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: Callable[[], None] = lambda: None) -> None:
         self._requested = 0
         self._error: Exception | None = None
         self._interrupts = jax.process_count() == 1
         self._announced: jax.Array | None = None
         self._said: str | None = BEFORE if self._interrupts else None  # on leaving; None: there is something to lose
-        self._leaving = Lock()
+        self._before_leaving, self._leaving = leaving, Lock()
 
     def __enter__(self) -> "StopSignals":
         self._installed = current_thread() is main_thread()
@@ -93,6 +95,7 @@ class StopSignals:
         time.sleep(PATIENCE)
         with self._leaving:
             if self._said is not None:
+                self._before_leaving()
                 os.write(1, f"{name}: {self._said}\n".encode())
                 os._exit(0)
 

@@ -7,6 +7,7 @@ loop early, the steps it has finished are saved (`salvage`).
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from opendet_jax.checkpoints.folder import CHECKPOINTS
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
-from opendet_jax.parallel.processes import LockError, check_held, is_first, only_training
+from opendet_jax.parallel.processes import LockError, check_held, is_first, only_training, release
 from opendet_jax.train.checkpoint import Checkpoints, SaveError
 from opendet_jax.train.finite import NonFiniteError, Sent
 from opendet_jax.train.metrics import METRICS, LogError, draw_curves, is_evaluated
@@ -38,7 +39,7 @@ def train(config: Config, workdir: Path) -> None:
         if is_first():
             print(said)
         return
-    with StopSignals() as signals, only_training(workdir):
+    with StopSignals(partial(release, workdir)) as signals, only_training(workdir):
         try:
             run = Run(config, workdir)
             signals.defer()  # to the very end: what saves the run is not interrupted either

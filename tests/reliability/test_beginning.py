@@ -22,6 +22,7 @@ from opendet_jax.data.images import ImageError
 from opendet_jax.data.text_embeddings import EmbeddingError
 from opendet_jax.data.tokenizer import TokenizerError
 from opendet_jax.errors import InputError, WeightsError
+from opendet_jax.evaluate import loop
 from opendet_jax.parallel.mesh import MeshError
 from opendet_jax.parallel.processes import LOCK
 from opendet_jax.train import run as run_module
@@ -253,6 +254,27 @@ def test_what_a_run_started_from_may_be_named_again_or_not(tmp_path, weights, mo
         CheckpointError, match=r"and began with '.*weights'; another --workdir begins anew, --config\.init"
     ):
         train(other, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        ({"eval": "empty"}, ImageError, r"config\.data\.eval.* 4 of the 4 pictures"),
+        ({"max_unwritable": 0.01}, TokenizerError, r"evaluation on .*mine\.json: 1 of 1 names"),
+    ],
+)
+def test_an_evaluation_looks_at_its_data_first(tmp_path, photographs, monkeypatch, fields, kind, message):
+    """Before the text encoder is loaded and anything compiled."""
+    (tmp_path / "empty").mkdir()
+    long = Path(photographs.annotations).read_text().replace('"cat"', '"a cat"')
+    Path(photographs.annotations).write_text(long)
+    train(with_data(source="json", train=photographs, eval=photographs), tmp_path / "run")
+    monkeypatch.setattr(loop, "load_naming", None)
+    monkeypatch.setattr(loop, "Inference", None)
+    wrong = replace(photographs, images=str(tmp_path / "empty")) if "eval" in fields else photographs
+    config = with_data(source="json", train=photographs, eval=wrong, **{k: v for k, v in fields.items() if k != "eval"})
+    with pytest.raises(kind, match=message):
+        loop.evaluate_checkpoint(config, tmp_path / "run")
 
 
 def test_a_finished_run_says_so_and_does_nothing(tmp_path, monkeypatch, capsys):

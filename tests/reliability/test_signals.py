@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from opendet_jax.checkpoints.intact import steps
+from opendet_jax.parallel.processes import LOCK
 from opendet_jax.train import run as run_module
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.metrics import MetricsLog
@@ -97,7 +98,8 @@ def test_while_the_first_program_is_compiled(tmp_path, what, number):
     assert done.status == 0, done.err
     assert f"{number.name}: stopped before the first step; there is nothing to save" in done.out
     assert steps(tmp_path / "checkpoints") == []
-    assert "STARTING FROM NOTHING" in run_well(tmp_path, "train.steps=1"), "also after a lock that was left"
+    assert not (tmp_path / LOCK).exists()
+    assert "STARTING FROM NOTHING" in run_well(tmp_path, "train.steps=1")
 
 
 def test_while_the_last_evaluation_is_compiled(tmp_path):
