@@ -38,6 +38,8 @@ def main(_: Sequence[str]) -> None:
         run(MODE.value, config, Path(str(WORKDIR.value)))
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
 
 
 def run(mode: str, config: Config, workdir: Path) -> None:

@@ -10,7 +10,7 @@ from absl import logging
 from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, read
 from opendet_jax.checkpoints.intact import DamagedError
-from opendet_jax.checkpoints.same_config import CheckpointError
+from opendet_jax.checkpoints.same_config import CheckpointError, as_written
 from opendet_jax.config import Config
 from opendet_jax.config_files import parse_config
 
@@ -57,7 +57,7 @@ def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any]
         saved, params = read(workdir, step)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{workdir / CHECKPOINTS / str(step)}: cannot be read: {cause(error)}") from error
-    return parse_config(saved), params, step
+    return parse_config(as_written(saved)), params, step
 
 
 def has_note(checkpoint: Path) -> bool:

@@ -67,6 +67,11 @@ def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound 
         raise CheckpointError(f"{where} was made by another config:\n" + "\n".join(lines))
 
 
+def as_written(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with what its version did where it has no such field."""
+    return {**saved, "data": {"held_out_by": BEFORE["data.held_out_by"]} | saved.get("data", {})}
+
+
 def check_began(saved: dict[str, Any], config: Config, where: Path) -> None:
     """Raises CheckpointError where `init` names other weights than the run of a checkpoint began with: as the run goes
     on from the checkpoint, they could not act."""

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from opendet_jax.data.scenes import generate
 SCENES_SEED = 0
 FEW = 50  # held-out images are listed, where they are fewer; names of a message
 ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+\.\w+")  # of a version of a photograph: its name, a hash
+COMPARED = 50_000  # images whose files are looked at; more would take too long at every start
 MOST_COPIES = 50  # a name that more files have is one that many photographs were given
 END = 4096  # bytes that files of different pictures differ in
 
@@ -148,7 +150,10 @@ def copies(records: Sequence[Record]) -> list[tuple[Record, ...]]:
         if match := ROBOFLOW.fullmatch(record.path.name):
             named[match[1]].append(number)
     alike = [numbers for numbers in named.values() if len(numbers) <= MOST_COPIES]
-    for numbers in (*alike, *_equal_files(records)):
+    if len(records) > COMPARED:
+        logging.warning("copies among the %d images are told by their names alone, not by content", len(records))
+    equal = _equal_files(records) if len(records) <= COMPARED else []
+    for numbers in (*alike, *equal):
         for number in numbers[1:]:
             one, other = sorted((root(numbers[0]), root(number)))
             first[other] = one
@@ -202,6 +207,20 @@ def _hash(record: Record) -> bytes:
 
 def _holds_out(config: Config) -> bool:
     return config.data.source == "json" and not config.data.eval.annotations
+
+
+def with_own_hold_out(config: Config, run: Config) -> Config:
+    """`config` with the hold-out of the run that is evaluated: on other images of the same json it was trained."""
+    data, own = config.data, run.data
+    same = Path(data.train.annotations).name == Path(own.train.annotations).name
+    if not (_holds_out(config) and _holds_out(run) and same):
+        return config
+    if (data.held_out, data.held_out_by) != (own.held_out, own.held_out_by):
+        logging.warning(
+            "data.held_out = %g and data.held_out_by = %r, as the run was trained, not %g and %r",
+            *(own.held_out, own.held_out_by, data.held_out, data.held_out_by),
+        )
+    return replace(config, data=replace(data, held_out=own.held_out, held_out_by=own.held_out_by))
 
 
 def _announce(train: Dataset, evaluation: Dataset, share: float) -> None:

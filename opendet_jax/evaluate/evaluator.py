@@ -152,7 +152,9 @@ def _chosen(bearers: Bearers, boxes: Float64[ndarray, "n 4"], image: ImageTruth,
     group, objects = groups[number], image.objects
     here = np.flatnonzero(np.isin(objects.category, group))
     if not len(here):
-        return np.full(len(boxes), (present[number] if len(present[number]) else group)[0])
+        some = present[number] if len(present[number]) else group
+        judged = some[np.isin(some, image.judged)]  # a class that is known to be absent: a mistake that counts
+        return np.full(len(boxes), (judged if len(judged) else some)[0])
     wanted = objects.wanted[here] & np.uint64(AT_50) > 0
     iou = np.asarray(pycocotools.mask.iou(boxes, objects.boxes[here], objects.crowd[here].astype(np.uint8)))
     # What is to be ignored is taken only where nothing wanted can be had, as in matching.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from opendet_jax.checkpoints.restore import restore
 from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.config import Config
-from opendet_jax.data.datasets import load_evaluation
+from opendet_jax.data.datasets import load_evaluation, with_own_hold_out
 from opendet_jax.data.formats.records import Dataset, Problems, Record
 from opendet_jax.data.images import check_present, open_record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
@@ -134,16 +134,15 @@ def evaluate(
         metrics["alignment"] = analysis.summary()
     if not is_first():
         return metrics
+    write_json(folder / METRICS, metrics)
+    print(table(metrics), flush=True)
     if analysis:
+        print(analysis, flush=True)
         draw_alignment(analysis, f"{config.data.name}, step {step}", folder / ALIGNMENT)
     if pictured:
         pairs = [_pair(record, shown[record.image_id], config) for record in pictured]
         with replacing(folder / PICTURES) as part:
             contact_sheet(pairs, columns=2, width=2000).save(part, format="PNG")
-    write_json(folder / METRICS, metrics)
-    print(table(metrics), flush=True)
-    if analysis:
-        print(analysis, flush=True)
     return metrics
 
 
@@ -215,6 +214,7 @@ def evaluate_checkpoint(config: Config, workdir: Path) -> None:
     """Restores `eval.checkpoint` (−1: the newest) and writes <workdir>/eval/<data set>/. Raises CheckpointError."""
     saved, params, step = restore(workdir, config.eval.checkpoint)
     check_same(saved.to_dict(), config, workdir, in_evaluation)
+    config = with_own_hold_out(config, saved)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     eval_set = load_evaluation(config, workdir)
     check_evaluated(eval_set, tokenizer, config)

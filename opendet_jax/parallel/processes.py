@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,22 @@ BEAT = 10.0  # seconds between two signs of life
 DEAD = 120.0  # seconds without one
 SETTLED = 1.0  # seconds in which of several that take over the last one has won
 
-_ME = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
+
+def _numbering() -> str:
+    """Where the numbers of processes mean the same: until the machine starts anew, and in one container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return ""
+
+
+_ME = {
+    "host": socket.gethostname(),
+    "numbering": _numbering(),
+    "process": os.getpid(),
+    "token": secrets.token_hex(8),
+}
 
 
 class LockError(InputError):
@@ -148,6 +163,8 @@ def _take(path: Path) -> None:
     except FileExistsError:
         pass
     except OSError as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # made, and empty, where the disk is full
         raise LockError(f"{path}: cannot be written: {error.strerror}") from error
     held = _read(path)
     silent = _silent_for(path)
@@ -202,10 +219,10 @@ def _mine(held: dict) -> bool:
 
 def _gone(held: dict) -> bool:
     """Whether the process of a file is surely none any more: only of this machine that can be asked."""
-    if held.get("host") != _ME["host"] or _mine(held):
+    if any(held.get(name) != _ME[name] for name in ("host", "numbering")) or _mine(held):
         return False
     number = held.get("process")
-    if not isinstance(number, int) or number <= 0 or number == os.getpid():  # as in a container begun anew
+    if not isinstance(number, int) or number <= 0 or number == os.getpid():  # this one has not taken it
         return True
     try:
         os.kill(number, 0)

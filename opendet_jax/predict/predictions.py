@@ -126,7 +126,10 @@ def _pictures_in(folder: Path) -> list[Path]:
     """The files whose names end as those that Pillow opens; the others are counted on standard error."""
     Image.init()
     endings = {ending for ending, form in Image.EXTENSION.items() if form in Image.OPEN}
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"predict.inputs: {folder} cannot be listed: {error.strerror}") from error
     pictures = [path for path in files if path.suffix.lower() in endings]
     if not pictures:
         raise InputError(

@@ -39,26 +39,29 @@ def train(config: Config, workdir: Path) -> None:
         if is_first():
             print(said)
         return
-    with StopSignals(partial(release, workdir)) as signals, only_training(workdir):
-        try:
-            run = Run(config, workdir)
-            signals.defer()  # to the very end: what saves the run is not interrupted either
-        except Stopped as stopped:
-            print(f"{stopped.name}: {BEFORE}")
-            return
-        try:
-            _to_the_end(run, signals)
-        except Stopped as stopped:
-            if run.step == 0:
-                print(f"{stopped.name}: {BEFORE}")
-                return
-            salvage(run, stopped)
-            print(f"{stopped.name}: {_stopped(run)}")
-        except Exception as error:
-            salvage(run, error)
+    try:
+        with StopSignals(partial(release, workdir)) as signals, only_training(workdir):
+            _train(config, workdir, signals)
+    except Stopped as stopped:  # while the workdir was taken, or the run was made
+        release(workdir)
+        print(f"{stopped.name}: {BEFORE}")
+
+
+def _train(config: Config, workdir: Path, signals: StopSignals) -> None:
+    run = Run(config, workdir)
+    signals.defer()  # to the very end: what saves the run is not interrupted either
+    try:
+        _to_the_end(run, signals)
+    except Stopped as stopped:
+        if run.step == 0:
             raise
-        finally:
-            run.close()
+        salvage(run, stopped)
+        print(f"{stopped.name}: {_stopped(run)}")
+    except Exception as error:
+        salvage(run, error)
+        raise
+    finally:
+        run.close()
 
 
 def _stopped(run: Run) -> str:

@@ -11,6 +11,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from opendet_jax.checkpoints.same_config import as_written
 from opendet_jax.config import Config, ConfigError, DataConfig, DatasetPaths
 from opendet_jax.config_files import parse_config
 from opendet_jax.data.datasets import (
@@ -20,6 +21,7 @@ from opendet_jax.data.datasets import (
     load_datasets,
     load_evaluation,
     read_annotations,
+    with_own_hold_out,
 )
 from opendet_jax.data.formats.json_source import AnnotationError, read_json
 from opendet_jax.data.formats.records import Category, Dataset, Record
@@ -426,3 +428,23 @@ def test_minival_needs_the_urls(tmp_path):
 def test_a_folder_that_is_no_data_set(tmp_path):
     with pytest.raises(AnnotationError, match=r"is a folder, and not one that .*prepare.* has written"):
         read_annotations(tmp_path, tmp_path)
+
+
+def test_a_run_is_evaluated_on_what_it_held_out_itself(caplog):
+    data = DataConfig(train=DatasetPaths("here/mine.json"))
+    run = replace(Config(), data=replace(data, held_out=0.25, held_out_by="images"))
+    now = replace(Config(), data=replace(data, train=DatasetPaths("moved/mine.json")))
+    given = with_own_hold_out(now, run)
+    assert (given.data.held_out, given.data.held_out_by) == (0.25, "images")
+    assert given.data.train == now.data.train
+    assert "data.held_out = 0.25 and data.held_out_by = 'images', as the run was trained, not 0.1" in caplog.text
+    other = replace(now, data=replace(now.data, train=DatasetPaths("other.json")))
+    named = replace(now, data=replace(now.data, eval=DatasetPaths("eval.json")))
+    assert (with_own_hold_out(other, run), with_own_hold_out(named, run)) == (other, named)
+
+
+def test_a_config_of_before_held_out_by_images():
+    saved = Config().to_dict()
+    del saved["data"]["held_out_by"]
+    assert parse_config(as_written(saved)).data.held_out_by == "images"
+    assert parse_config(as_written(Config().to_dict())).data.held_out_by == "photographs"

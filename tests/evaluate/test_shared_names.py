@@ -124,6 +124,14 @@ def test_federated_truth(tmp_path):
     assert metrics["naming_accuracy"] == 1
 
 
+def test_where_one_of_the_classes_is_known_to_be_absent_it_is_a_mistake_of_that_class(tmp_path):
+    categories = [category(1, "cup", frequency="c"), category(2, "Cup", frequency="c")]
+    fields = {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    dataset = truth_of(tmp_path, categories, (1, 1, LEFT), (2, 2, LEFT), **fields)
+    _, counted = score("exact", dataset, {3: [(RIGHT, "cup")]})
+    assert counted == {3: [2]}
+
+
 def test_synonyms(tmp_path):
     """A name goes before a synonym, unless none of its classes has an object; shared synonyms are as shared names."""
     categories = [

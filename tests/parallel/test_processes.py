@@ -58,13 +58,14 @@ def test_no_cluster_to_ask(monkeypatch):
         join_processes(MeshConfig(processes=0))
 
 
-HERE = module._ME["host"]
+HERE, NUMBERING = module._ME["host"], module._ME["numbering"]
 
 
-def left(workdir: Path, host: str, process: int, silent: float = 0.0) -> Path:
+def left(workdir: Path, host: str, process: int, silent: float = 0.0, numbering: str = NUMBERING) -> Path:
     """The file of another training, which showed its last sign of life so many seconds ago."""
-    path = workdir / LOCK
-    path.write_text(json.dumps({"host": host, "process": process, "token": "other", "since": "2026-01-01 12:00:00"}))
+    path, since = workdir / LOCK, "2026-01-01 12:00:00"
+    held = {"host": host, "numbering": numbering, "process": process, "token": "other", "since": since}
+    path.write_text(json.dumps(held))
     then = time.time() - silent
     os.utime(path, (then, then))
     return path
@@ -111,12 +112,20 @@ def test_of_another_machine_it_is_said_what_to_remove(tmp_path, dead):
     assert path.exists()
 
 
-@pytest.mark.parametrize("what", ["dead here", "this number, in a container begun anew", "silent here", "silent there"])
+def test_in_another_container_of_one_name_numbers_say_nothing(tmp_path, dead):
+    for process in (dead, os.getpid()):
+        path = left(tmp_path, HERE, process, numbering="another container")
+        with pytest.raises(LockError, match=rf"process {process} on {HERE} .* trains here"):
+            only_training(tmp_path).__enter__()
+        assert "other" in path.read_text()
+
+
+@pytest.mark.parametrize("what", ["dead here", "this number", "silent here", "silent there"])
 def test_what_a_training_that_is_gone_has_left_is_taken_over(tmp_path, dead, what, monkeypatch, caplog):
     monkeypatch.setattr(module, "SETTLED", 0.01)
     host, process, silent = {
         "dead here": (HERE, dead, 0.0),
-        "this number, in a container begun anew": (HERE, os.getpid(), 0.0),
+        "this number": (HERE, os.getpid(), 0.0),
         "silent here": (HERE, os.getppid(), DEAD + 5),
         "silent there": ("elsewhere", 1, DEAD + 5),
     }[what]

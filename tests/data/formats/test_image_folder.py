@@ -66,6 +66,8 @@ def found(root, names, urls=None, size=(20, 10)):
         (["1.png"], ["data/1.png", "other/1.png"], ["1.png", None], 1),
         (["1.png"], ["other/1.png", "data/1.png"], [None, "1.png"], 1),
         (["b/1.png"], ["data/b/1.png", "c/b/1.png"], ["b/1.png", None], 1),
+        # and in it no other folder's pictures can lie.
+        (["1.png", "2.png"], ["data/1.png", "other/2.png"], ["1.png", None], 1),
         (["1.png"], ["other/1.png", "data/1.png", "1.png"], [None, None, "1.png"], 2),
         # Written on Windows.
         (["a/b/1.png"], ["a\\b\\1.png", "a/b/1.png"], ["a/b/1.png"] * 2, 0),
@@ -108,8 +110,8 @@ def test_roots_that_are_relative(root, given, monkeypatch):
     folder = ImageFolder(given)
     entries = [Entry(folder.find(name, "", "here"), (20, 10)) for name in names]
     folder.settle(entries, problems)
-    assert [entry.path.is_file() for entry in entries] == [True, False, True, True, False]
-    assert problems.counts == {SEVERAL: 2}
+    assert [entry.path.is_file() for entry in entries] == [True, False, False, True, False]
+    assert problems.counts == {SEVERAL: 3}
 
 
 def test_bare_names_in_both_folders_of_visual_genome(root):
