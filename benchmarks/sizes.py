@@ -36,7 +36,7 @@ def converted(kind: str, model) -> dict[str, Any]:
 
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return dict(convert(kind, read_source(folder)).params)
+        return dict(convert(kind, read_source(folder)).converted.params)
 
 
 def detr_config(queries: int, layers_with_losses: bool):

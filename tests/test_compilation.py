@@ -27,12 +27,13 @@ def ask():
     raise Asked
 
 
-def test_the_program_keeps_them(monkeypatch):
+def test_the_program_keeps_them(monkeypatch, tmp_path):
     from opendet_jax import main
+    from opendet_jax.config import Config
 
     monkeypatch.setattr("opendet_jax.compilation.enable_cache", ask)
     with pytest.raises(Asked):
-        main.main([])
+        main.run("train", Config(), tmp_path)
 
 
 def test_the_interface_keeps_them(tmp_path, monkeypatch):

@@ -187,6 +187,11 @@ def test_bad_input_is_one_line(trained, tmp_path):
         f"{tmp_path}/broken.json: is not json": (
             "--config.data.source=json",
             f"--config.data.train.annotations={tmp_path}/broken.json",
+            f"--config.data.train.images={tmp_path}",
+        ),
+        "config.data.train.images = ''": (
+            "--config.data.source=json",
+            f"--config.data.train.annotations={tmp_path}/broken.json",
         ),
         "data.tokenizer: cannot load '/nowhere'": (
             "--config.data.tokenizer=/nowhere",

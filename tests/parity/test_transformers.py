@@ -57,7 +57,7 @@ def test_swin(tmp_path, size, image):
     pixels = np.random.default_rng(1).standard_normal((2, 3, *image), np.float32)
     with torch.no_grad():
         want = [out.numpy() for out in peer.double()(torch.from_numpy(pixels).double()).feature_maps]
-    converted = convert("swin", read_source(str(tmp_path)))
+    converted = convert("swin", read_source(str(tmp_path))).converted
     sizes = {key: tuple(x) if isinstance(x, list) else x for key, x in converted.config.items()}
     run = jax.jit(Swin(SwinConfig(**sizes)).apply)
     got = run({"params": converted.params}, jnp.asarray(pixels.transpose(0, 2, 3, 1)))
@@ -98,7 +98,7 @@ def test_t5(tmp_path, size, gated, buckets, positions, length):
         inputs = torch.from_numpy(embeddings).double()
         out = peer.double()(inputs_embeds=inputs, decoder_input_ids=torch.from_numpy(tokens))
 
-    converted = convert("t5", read_source(str(tmp_path)))
+    converted = convert("t5", read_source(str(tmp_path))).converted
     config = {key: value for key, value in converted.config.items() if key != "text_width"}
     t5 = T5(T5Config(**config), sizes["d_model"], lora=False, dtype=jnp.dtype("float32"))
 
@@ -138,7 +138,7 @@ def test_clip_text(tmp_path, size, activation, end):
         tokens[row, : length + 2] = [97, *rng.integers(3, 97, length), 98]
     with torch.no_grad():
         want = peer.double()(input_ids=torch.from_numpy(tokens)).text_embeds.numpy()
-    converted = convert("clip", read_source(str(tmp_path)))
+    converted = convert("clip", read_source(str(tmp_path))).converted
     ours = CLIPTextConfig(**converted.config)
     assert (ours.activation, ours.end_token) == (activation, end)
     got = jax.jit(CLIPText(ours).apply)({"params": converted.params}, jnp.asarray(tokens))
@@ -160,6 +160,6 @@ def test_clip_text_inside_a_whole_clip(tmp_path):
         peer = peer.double()
         pooled = peer.text_model(input_ids=torch.from_numpy(tokens)).pooler_output
         want = peer.text_projection(pooled).numpy()
-    converted = convert("clip", read_source(str(tmp_path)))
+    converted = convert("clip", read_source(str(tmp_path))).converted
     got = CLIPText(CLIPTextConfig(**converted.config)).apply({"params": converted.params}, jnp.asarray(tokens))
     assert_close("CLIP text (transformers)", want, got)

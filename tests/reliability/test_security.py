@@ -125,7 +125,7 @@ def test_images_lie_in_their_folder(tmp_path, image):
 
 
 @pytest.mark.parametrize("url", ["http://x/../../secret.jpg", "http://x/%2e%2e/secret.jpg", "file:///etc/secret.jpg"])
-def test_of_a_url_only_the_name_counts(tmp_path, url):
+def test_a_url_leads_nowhere_outside(tmp_path, url):
     (tmp_path / "images").mkdir()
     content = {
         "images": [{"id": 1, "width": 8, "height": 8, "coco_url": url}],
@@ -134,7 +134,10 @@ def test_of_a_url_only_the_name_counts(tmp_path, url):
     }
     (tmp_path / "train.json").write_text(json.dumps(content))
     dataset, _ = read_annotations(tmp_path / "train.json", tmp_path / "images")
-    assert dataset.records[0].path == tmp_path / "images" / "secret.jpg"
+    path = dataset.records[0].path
+    assert path.name == "secret.jpg"
+    assert ".." not in path.parts
+    assert path.resolve().is_relative_to((tmp_path / "images").resolve())
 
 
 def test_checksums_name_only_files_of_their_checkpoint(tmp_path):
