@@ -12,7 +12,7 @@ from tests.parity import report
 from tests.parity.vectors import STAGE, Vectors, params_of
 
 LOGITS, LOSS = 1e-4, 1e-5
-# section 1 of the vectors' description
+# The T5 that the vectors were made with.
 SMALL = T5Config(vocab_size=512, num_layers=2, ffn_width=256, activation="gelu_erf", head_bias=True)
 GENERATOR = NameGenerator(ModelConfig(t5=SMALL), Ablation())
 
