@@ -37,7 +37,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Found:
-    """The named objects of one image, best first."""
+    """On the host, the named objects of one image, best first: what evaluation and prediction go on with."""
 
     boxes: Float[np.ndarray, "n 4"]  # (x0, y0, x1, y1) in pixels of the original image
     scores: Float[np.ndarray, " n"]

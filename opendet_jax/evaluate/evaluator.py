@@ -22,6 +22,8 @@ from opendet_jax.evaluate.results import ScoredBoxes
 from opendet_jax.evaluate.truth import Content, ImageTruth, Truth
 
 Protocol = Literal["lvis", "lvis_fixed", "coco"]
+BEYOND = 1e-3  # pixels: as finely as detections are written; less is rounding
+SHOWN = ("AP", "fixed_AP", "coco_AP")  # of which clipped truth has its own
 
 
 class ImageScore(NamedTuple):
@@ -163,10 +165,6 @@ def _chosen(bearers: Bearers, boxes: Float64[ndarray, "n 4"], image: ImageTruth,
     return objects.category[here[first[np.argmax(value[:, first], axis=1)]]]
 
 
-BEYOND = 1e-3  # pixels: as finely as detections are written; less is rounding
-SHOWN = ("AP", "fixed_AP", "coco_AP")
-
-
 @dataclass(frozen=True)
 class Edges:
     beyond: int  # boxes that reach beyond their picture, those outside among them
@@ -205,7 +203,8 @@ def _clipped(annotation: dict[str, Any], width: int, height: int) -> dict[str, A
 class EdgeEvaluator:
     """An `Evaluator`, and beside it a second one on the clipped truth, where a box reaches beyond its picture.
 
-    With `clipped` the clipped truth is the one that is evaluated on, and there is no second.
+    Training clips such boxes; pycocotools and lvis evaluate on them as they are written, so that a detector which is
+    right to the pixel misses them. With `clipped` the clipped truth is evaluated on, and there is no second.
     """
 
     def __init__(self, content: Content, dataset: Dataset, protocol: Protocol = "lvis", clipped: bool = False):

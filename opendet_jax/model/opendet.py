@@ -44,7 +44,10 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 @struct.dataclass
 class Detected:
-    """What inference needs: of the last layer of `decoded`, boxes, scores and prompts of the same Q queries."""
+    """On the device, what inference needs: boxes, scores and prompts of the same Q queries, of the last layer.
+
+    `inference.Found` is what is kept of it on the host, `predict.Detections` what a user gets.
+    """
 
     queries: Queries
     decoded: Decoded  # K = Q
@@ -100,7 +103,7 @@ class OpenDet(nn.Module):
         return self.decode(*self.encode(images, deterministic=True))
 
     def decode(self, features: Features, memory: Memory, queries: Queries) -> Detected:
-        """The second half of `detect`, after `look`. Empty slots at the end of `queries` may be left out."""
+        """The second half of `detect`, after `encode`. Empty slots at the end of `queries` may be left out."""
         sees = jnp.broadcast_to(queries.valid[:, None], (*queries.valid.shape, queries.valid.shape[1]))
         decoded = self.decoder(queries.content, queries.boxes, memory, sees)
         prompts = self.distiller(decoded.hidden[-1], decoded.boxes[-1], features, memory, deterministic=True)

@@ -17,7 +17,7 @@ SHOWN = 8  # lines of a repr
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects of one image, best score first."""
+    """What a user gets: the objects of one image, best score first."""
 
     boxes: Float[np.ndarray, "n 4"]  # (x0, y0, x1, y1) in pixels
     scores: Float[np.ndarray, " n"]  # how sure the model is that the box holds an object, in [0, 1]
