@@ -71,7 +71,8 @@ def test_the_makefile_predicts_only_when_training_has_ended(tmp_path, stopped):
     ends = 'echo "SIGTERM: stopped after step 3"' if stopped else f"mkdir -p {evaluated.parent}; touch {evaluated}"
     python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{ends}\n')
     python.chmod(0o755)
-    command = ["make", "-o", ".venv/run", "run", f"BIN={tmp_path}", f"RUN={tmp_path}/run"]
+    # Below another make, this one would name the folders it enters and leaves.
+    command = ["make", "--no-print-directory", "-o", ".venv/run", "run", f"BIN={tmp_path}", f"RUN={tmp_path}/run"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     calls = (tmp_path / "called").read_text().splitlines()
     assert ["--mode=train" in calls[0], *("--mode=predict" in call for call in calls[1:])] == [True] * (2 - stopped)
