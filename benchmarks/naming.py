@@ -51,7 +51,7 @@ def ours(rows: int, name_length: int | None) -> Ours:
 
     def generate(params, chunk):
         variables = {"params": params}
-        memory = t5.apply(variables, chunk, True, method=T5.encode)
+        memory = t5.apply(variables, chunk, method=T5.encode)
         decoding, cache = t5.apply(variables, memory, BEAMS, TOKENS, method=T5.start)
 
         def next_logits(tokens, position, lineage, cache):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import struct
 from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float, Int
-from optax.assignment import hungarian_algorithm
 
 from opendet_jax.ops.boxes import giou, to_corners
 from opendet_jax.ops.devices import on_each_device
@@ -59,6 +58,20 @@ class Matches:
 
     query: Int[Array, "*sets copies G"]
     object: Int[Array, "*sets Q"]
+
+
+class _Search(NamedTuple):
+    """The growing tree of shortest paths from a column, over queries and the columns that have them."""
+
+    column: Int[Array, ""]  # to go on from; −1: a free query is reached
+    length: Float[Array, ""]  # of the path to it
+    reach: Float[Array, "Q"]  # length of the shortest path known to each query
+    before: Int[Array, "Q"]  # the column before the query on that path
+    seen: Bool[Array, "Q"]
+    visited: Bool[Array, "M"]
+    rank: Int[Array, "Q"]  # place in the list of queries not seen
+    left: Int[Array, ""]  # queries in that list
+    query: Int[Array, ""]  # the last one seen
 
 
 def _focal_cost(logit: Float[Array, "*n"], alpha: float) -> Float[Array, "*n"]:
@@ -119,13 +132,87 @@ def assign(cost: Float[Array, "Q M"], query_valid: Bool[Array, "Q"], column_vali
 
     finite = query_valid[:, None] & column_valid & jnp.isfinite(cost)
     # Every served column saves the constant of an invalid query, so a constant above all costs is enough for
-    # serving as many as possible; more would only cost the float32 potentials precision. A padding column costs
-    # the same everywhere: it takes what is left over.
-    scale = 1.0 + jnp.max(jnp.abs(jnp.where(finite, cost, 0.0)), initial=0.0)
-    cost = jnp.where(finite, cost, 2.0 * scale)
-    cost = jnp.where(query_valid[:, None], cost, 4.0 * scale)
-    cost = jnp.where(column_valid, cost, 0.0)
+    # serving as many as possible; more would only cost the float32 potentials precision.
+    highest = jnp.max(jnp.where(finite, cost, 0.0), initial=0.0)
+    margin = 1.0 + highest / 8.0
+    cost = jnp.where(finite, cost, highest + margin)
+    cost = jnp.where(query_valid[:, None], cost, highest + 2.0 * margin)
 
-    rows, columns = hungarian_algorithm(cost)
-    query = jnp.zeros(num_columns, rows.dtype).at[columns].set(rows)
+    query = shortest_augmenting_paths(cost, column_valid)
     return jnp.where(column_valid & query_valid[query], query, -1)
+
+
+def shortest_augmenting_paths(cost: Float[Array, "Q M"], wanted: Bool[Array, "M"]) -> Int[Array, "M"]:
+    """The queries of the wanted columns at the least total cost, Q ≥ M; of other columns, query 0.
+
+    Jonker and Volgenant's algorithm as scipy.optimize.linear_sum_assignment has it (D. F. Crouse, On implementing 2D
+    rectangular assignment algorithms, 2016), equal costs included: a column after the other gets a query, by the
+    shortest path that gives other queries to those before it. Written here because the loops of a training step run
+    one image's after the other's: optax.assignment looks at one query a round, and gives queries to padding too.
+    """
+    num_queries, num_columns = cost.shape
+    by_column = cost.T
+    order = jnp.argsort(~wanted, stable=True)
+
+    def shortest_path(first, u, v, owner):
+        """The search from column `first` to a free query."""
+
+        def step(search: _Search) -> _Search:
+            reach = search.length + by_column[search.column] - u[search.column] - v
+            better = ~search.seen & (reach < search.reach)
+            reach = jnp.where(better, reach, search.reach)
+            before = jnp.where(better, search.column, search.before)
+            length = jnp.min(jnp.where(search.seen, jnp.inf, reach))
+            # Of equals, scipy takes the last free query in its list of those not seen, else the first.
+            free = owner < 0
+            among = jnp.where(free, 2 * num_queries + search.rank, num_queries - search.rank)
+            query = jnp.argmax(jnp.where(~search.seen & (reach == length), among, -1)).astype(jnp.int32)
+            # The last of the list takes the place of the one that leaves it.
+            rank = jnp.where(search.rank == search.left - 1, search.rank[query], search.rank)
+            return _Search(
+                column=jnp.where(free[query], -1, owner[query]),
+                length=length,
+                reach=reach,
+                before=before,
+                seen=search.seen.at[query].set(True),
+                visited=search.visited.at[search.column].set(True),
+                rank=rank,
+                left=search.left - 1,
+                query=query,
+            )
+
+        start = _Search(
+            column=first,
+            length=jnp.float32(0.0),
+            reach=jnp.full(num_queries, jnp.inf),
+            before=jnp.full(num_queries, -1, jnp.int32),
+            seen=jnp.zeros(num_queries, bool),
+            visited=jnp.zeros(num_columns, bool),
+            rank=jnp.arange(num_queries - 1, -1, -1, jnp.int32),
+            left=jnp.int32(num_queries),
+            query=jnp.int32(0),
+        )
+        return jax.lax.while_loop(lambda search: search.column >= 0, step, start)
+
+    def serve(number, state):
+        u, v, owner, query_of = state
+        first = order[number].astype(jnp.int32)
+        found = shortest_path(first, u, v, owner)
+        others = found.visited & (jnp.arange(num_columns) != first)
+        u = jnp.where(others, u + found.length - found.reach[query_of], u).at[first].add(found.length)
+        v = jnp.where(found.seen, v + found.reach - found.length, v)
+
+        def give(state):
+            """The path backwards: each of its columns takes the query that was found from it."""
+            query, owner, query_of, _ = state
+            column = found.before[query]
+            return query_of[column], owner.at[query].set(column), query_of.at[column].set(query), column == first
+
+        path = (found.query, owner, query_of, jnp.bool_(False))
+        _, owner, query_of, _ = jax.lax.while_loop(lambda state: ~state[-1], give, path)
+        return u, v, owner, query_of
+
+    nobody = jnp.full(num_queries, -1, jnp.int32)
+    start = (jnp.zeros(num_columns), jnp.zeros(num_queries), nobody, jnp.zeros(num_columns, jnp.int32))
+    *_, query_of = jax.lax.fori_loop(0, wanted.sum(), serve, start)
+    return query_of

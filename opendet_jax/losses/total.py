@@ -3,9 +3,13 @@
 Method: docs/method.md#11-total-loss-and-optimizer.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from flax import struct
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from opendet_jax.batch import Objects
 from opendet_jax.config import Ablation, LossConfig, ModelConfig
@@ -14,14 +18,25 @@ from opendet_jax.losses.distillation import distillation_loss
 from opendet_jax.losses.joint import joint_loss
 from opendet_jax.losses.masked_alignment import masked_alignment_loss, overlapping, own_name, same_name
 from opendet_jax.losses.matching import ONE_TO_MANY, ONE_TO_ONE, Matches, Mode, Predictions, Targets, match
-from opendet_jax.losses.naming import TextNoise, naming_loss, noisy_texts, text_denoising_loss, text_sigma
+from opendet_jax.losses.naming import (
+    PADDING,
+    TextNoise,
+    naming_loss,
+    noisy_texts,
+    text_denoising_loss,
+    text_sigma,
+)
 from opendet_jax.model.decoder import one_to_many_layers
 from opendet_jax.model.distiller import Prompts
 from opendet_jax.model.opendet import Training
 from opendet_jax.ops.boxes import iou, to_corners
-from opendet_jax.ops.chunks import TokenLosses, real_token_losses
+from opendet_jax.ops.devices import on_each_device
 
 LossTerms = dict[str, Float[Array, ""]]
+Distil = Callable[[Float[Array, "B P D"], Float[Array, "B P 4"]], Prompts]
+# All arrays that it uses are bound to it, so that they can have gradients and be handed to each device.
+TokenLosses = Partial
+PROMPTED_LAYERS = 2  # the last, as far as they are one-to-one, have prompts
 WEIGHTS = {
     "l1": 5.0,
     "giou": 2.0,
@@ -38,6 +53,7 @@ def training_losses(
     training: Training,
     objects: Objects,
     noise: TextNoise,
+    distil: Distil,
     token_losses: TokenLosses,
     key: PRNGKeyArray,
     model: ModelConfig,
@@ -52,15 +68,15 @@ def training_losses(
       training: what the model computed.
       objects: the named boxes; padded slots influence nothing.
       noise: random numbers of text denoising.
+      distil: the distiller, (h_l [B, P, D], boxes [B, P, 4]) → prompts [B, P, E].
       token_losses: the language model, (prompts [R, E], tokens [R, T], keys [R]) → negative log-likelihoods [R, T];
-        its parameters are bound to it as ops/chunks.py has it.
+        a row of tokens 0 is none.
       key: for its dropout: each row gets a key of its own, wherever it is computed.
     """
     targets = clean_targets(objects)
     count = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
     sets = matching_sets(training, targets, model, ablation)
     matches = {mode: match(predictions, targets, mode) for mode, (_, predictions) in sets.items()}
-    one_to_one = matches[ONE_TO_ONE]
 
     terms: LossTerms = {}
     for mode, (names, predictions) in sets.items():
@@ -70,9 +86,13 @@ def training_losses(
     names, predictions, matched = denoising_sets(training, targets)
     groups = jnp.maximum(training.denoising.groups, 1)
     terms |= _per_set(names, _detection_terms(predictions, matched, targets, groups * count, ablation))
+
+    layers = min(PROMPTED_LAYERS, len(matches[ONE_TO_ONE].object) - 1)
+    prompted = prompted_queries(training, matches[ONE_TO_ONE], layers)
+    prompts = _prompts(training, prompted, distil)
     if ablation.distiller:
-        terms |= _distillation_terms(training, targets, one_to_one, matched)
-    terms |= _language_terms(training, targets, one_to_one, noise, token_losses, key, ablation, config)
+        terms |= _distillation_terms(prompts, prompted, targets, len(training.decoded.boxes))
+    terms |= _language_terms(prompts, prompted, targets, noise, token_losses, key, ablation, config)
 
     total = sum((WEIGHTS[name.split("/")[0]] * term for name, term in terms.items()), jnp.float32(0.0))
     return total, terms | {"total": total}
@@ -135,35 +155,65 @@ def _alignment_terms(
     return jax.vmap(one_set)(predictions, matched_object)
 
 
-def _prompted(training: Training, one_to_one: Matches) -> tuple[Prompts, Matches]:
-    """The prompts that have losses and the matches of their layers: the last layers, as far as they are one-to-one.
+@struct.dataclass
+class Prompted:
+    """The queries that teach by their prompts, of the last layers: denoising positives, then one place an object.
 
-    In `one_to_one` the encoder's tokens stand after the layers.
+    D + G places of each layer, D half the denoising slots. More queries have no prompt in training.
     """
-    layers = min(len(training.prompts.language), len(one_to_one.object) - 1)
-    prompts = jax.tree.map(lambda x: x[-layers:].astype(jnp.float32), training.prompts)
-    return prompts, jax.tree.map(lambda x: x[-1 - layers : -1], one_to_one)
+
+    query: Int[Array, "A B P"]  # of the K
+    object: Int[Array, "A B P"]  # its object; −1: nobody stands here
+
+
+def prompted_queries(training: Training, one_to_one: Matches, layers: int) -> Prompted:
+    """Those of the last `layers`, given the matches of the one-to-one layers and, after them, the encoder's tokens."""
+    denoising = training.denoising
+    slots = denoising.valid.shape[1]
+    positives = jnp.argsort(~denoising.positive, axis=1, stable=True)[:, : slots // 2]
+    is_positive = jnp.take_along_axis(denoising.positive, positives, axis=1)
+    own = jnp.where(is_positive, jnp.take_along_axis(denoising.object, positives, axis=1), -1)
+    matched = one_to_one.query[-1 - layers : -1, :, 0]  # layers × B × G: the one copy
+    objects = jnp.where(matched >= 0, jnp.arange(matched.shape[-1]), -1)
+
+    def of_layers(x):
+        return jnp.broadcast_to(x, (layers, *x.shape))
+
+    return Prompted(
+        query=jnp.concatenate([of_layers(positives), slots + jnp.maximum(matched, 0)], axis=-1),
+        object=jnp.concatenate([of_layers(own), objects], axis=-1),
+    )
+
+
+def _prompts(training: Training, prompted: Prompted, distil: Distil) -> Prompts:
+    """Their VL-prompts, [A, B, P, E]. Queries do not meet in the distiller, so those of all layers go in one row."""
+    layers = len(prompted.query)
+
+    def one_row(x: Float[Array, "A B K n"]) -> Float[Array, "B AP n"]:
+        chosen = jnp.take_along_axis(x[-layers:], prompted.query[..., None], axis=2)
+        return jnp.concatenate(list(chosen), axis=1)
+
+    prompts = distil(one_row(training.decoded.hidden), one_row(training.decoded.boxes))
+    return jax.tree.map(lambda p: jnp.stack(jnp.split(p.astype(jnp.float32), layers, axis=1)), prompts)
 
 
 def _distillation_terms(
-    training: Training, targets: Targets, one_to_one: Matches, denoising_object: Int[Array, "A B N"]
-) -> LossTerms:
-    prompts, matches = _prompted(training, one_to_one)
-    layers, slots = len(prompts.distilled), denoising_object.shape[-1]
+    prompts: Prompts, prompted: Prompted, targets: Targets, decoder_layers: int
+) -> dict[str, Float[Array, ""]]:
+    layers, objects = len(prompted.object), targets.valid.shape[1]
     losses = jax.vmap(distillation_loss, in_axes=(0, None, 0))
-    matching = losses(prompts.distilled[:, :, slots:], targets.texts, matches.object)
-    denoising = losses(prompts.distilled[:, :, :slots], targets.texts, denoising_object[-layers:])
-    last = len(denoising_object)
-    numbers = range(last - layers + 1, last + 1)
+    denoising = losses(prompts.distilled[:, :, :-objects], targets.texts, prompted.object[:, :, :-objects])
+    matching = losses(prompts.distilled[:, :, -objects:], targets.texts, prompted.object[:, :, -objects:])
+    numbers = range(decoder_layers - layers + 1, decoder_layers + 1)
     return {f"distillation/layer_{n}": loss for n, loss in zip(numbers, matching, strict=True)} | {
         f"distillation/denoising_{n}": loss for n, loss in zip(numbers, denoising, strict=True)
     }
 
 
 def _language_terms(
-    training: Training,
+    prompts: Prompts,
+    prompted: Prompted,
     targets: Targets,
-    one_to_one: Matches,
     noise: TextNoise,
     token_losses: TokenLosses,
     key: PRNGKeyArray,
@@ -171,33 +221,47 @@ def _language_terms(
     config: LossConfig,
 ) -> LossTerms:
     """Naming the matched queries and, in the same pass through the language model, text denoising."""
-    prompts, matches = _prompted(training, one_to_one)
-    layers, batch, _, width = prompts.language.shape
-    query = matches.query[:, :, 0]  # layers × B × G: the one copy
-    index = training.denoising.valid.shape[1] + jnp.maximum(query, 0)
-    rows = jnp.take_along_axis(prompts.language, index[..., None], axis=2)
-    rows = rows.swapaxes(0, 1).reshape(batch, -1, width)
-    real = (query >= 0).swapaxes(0, 1).reshape(batch, -1)
-    tokens = jnp.tile(targets.tokens, (1, layers, 1))
+    batch, objects, width = targets.texts.shape
+    rows = prompts.language[:, :, -objects:].swapaxes(0, 1).reshape(batch, -1, width)
+    real = (prompted.object[:, :, -objects:] >= 0).swapaxes(0, 1).reshape(batch, -1)
+    tokens = jnp.tile(targets.tokens, (1, len(prompted.object), 1))
     if not ablation.text_denoising:
-        losses = real_token_losses(token_losses, rows, tokens, real, jax.random.split(key, real.shape))
+        losses = _token_losses(token_losses, rows, tokens, real, key)
         return {"naming": naming_loss(losses, tokens, real)}
 
     sigma = text_sigma(targets.texts, targets.valid, config.text_noise_sigma)
     noisy = noisy_texts(targets.texts, noise, sigma, config.text_noise_probability)
-    every = jnp.concatenate([real, targets.valid], axis=1)
-    losses = real_token_losses(
+    losses = _token_losses(
         token_losses,
         jnp.concatenate([rows, noisy], axis=1),
         jnp.concatenate([tokens, targets.tokens], axis=1),
-        every,
-        jax.random.split(key, every.shape),
+        jnp.concatenate([real, targets.valid], axis=1),
+        key,
     )
     named = rows.shape[1]
     return {
         "naming": naming_loss(losses[:, :named], tokens, real),
         "text_denoising": text_denoising_loss(losses[:, named:], targets.tokens, targets.valid),
     }
+
+
+def _token_losses(
+    token_losses: TokenLosses,
+    prompts: Float[Array, "B R E"],
+    tokens: Int[Array, "B R T"],
+    real: Bool[Array, "B R"],
+    key: PRNGKeyArray,
+) -> Float[Array, "B R T"]:
+    """Token losses of the real rows, 0 elsewhere. Where B is split over devices, each does this with its own rows."""
+
+    def own(token_losses, prompts, tokens, words):
+        keys = jax.random.wrap_key_data(words)
+        flat = token_losses(prompts.reshape(-1, prompts.shape[-1]), tokens.reshape(-1, tokens.shape[-1]), keys.ravel())
+        return flat.reshape(tokens.shape)
+
+    words = jax.random.key_data(jax.random.split(key, real.shape))
+    tokens = jnp.where(real[..., None], tokens, PADDING)
+    return on_each_device(own, prompts, tokens, words, shared=[token_losses], xla_splits_rest=True)
 
 
 def clean_targets(objects: Objects) -> Targets:

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.beam_search import START, beam_search
 from opendet_jax.model.t5 import T5
-from opendet_jax.ops.chunks import real_token_losses
+from opendet_jax.ops.chunks import live_chunks, pack
 
-HEAD_CHUNK = 128  # tokens
+ROW_CHUNK, TOKEN_CHUNK = 32, 256  # of training: prompts that T5's encoder sees at once, tokens that its decoder does
+PROMPT, ENCODER, DECODER = 0, 1, 2  # numbers of a row's keys; the token at position t has DECODER + t
 
 
 @struct.dataclass
@@ -37,6 +37,16 @@ def normalise_prompts(prompts: Float[Array, "R E"]) -> Float[Array, "R E"]:
     return prompts / (norms + 1e-6)
 
 
+def _shifted(tokens: Int[Array, "R T"]) -> Int[Array, "R T"]:
+    """What the decoder reads where it is to write `tokens`."""
+    return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+
+
+def _keys(words: UInt32[Array, "n 2"], number: int | Int[Array, "n"]) -> Key[Array, "n"]:
+    """The keys with this number of the rows' keys, given as `jax.random.key_data`."""
+    return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(words), jnp.broadcast_to(number, len(words)))
+
+
 class NameGenerator(nn.Module):
     """Prompts to names. `token_losses` trains it, `generate` uses it."""
 
@@ -46,7 +56,6 @@ class NameGenerator(nn.Module):
     def setup(self):
         config = self.config
         self.t5 = T5(config.t5, config.text_width, self.ablation.lora_head, jnp.dtype(config.dtype))
-        self.dropout = nn.Dropout(config.generator_dropout)
 
     def token_losses(
         self,
@@ -58,74 +67,85 @@ class NameGenerator(nn.Module):
         """Negative log-likelihood of each token of the names; 0 on padding.
 
         Prompts are normalised here. A name ends with </s> = 1 and is padded with 0; a row of padding only is no
-        object, and its prompt influences nothing. `keys`: each row's dropout (unless `deterministic`), so that it is
-        the same whatever rows it is computed with; None: keys of the stream "dropout".
+        object, and its prompt influences nothing. The time is that of the real rows and tokens (ops/chunks.py).
+        `keys`: each row's dropout (unless `deterministic`), so that it is the same whatever rows it is computed with;
+        None: keys of the stream "dropout".
         """
-        real = tokens != START
-        prompts = normalise_prompts(jnp.where(real.any(axis=1, keepdims=True), prompts, 0.0))
-        if deterministic:
-            hidden = self._hidden(prompts, tokens, True)
-        else:
-            keys = jax.random.split(self.make_rng("dropout"), len(prompts)) if keys is None else keys
-            hidden = self._dropped_out(prompts, tokens, keys)
         if self.is_initializing():
-            self.t5.head(hidden)
-        return self._head_losses(hidden, tokens)
+            self.teacher_forced_logits(prompts, tokens)
+            return jnp.zeros(tokens.shape)
+        real = tokens != START
+        names = real.any(axis=1, keepdims=True)
+        prompts = normalise_prompts(jnp.where(names, prompts.astype(jnp.float32), 0.0))
+        words = None
+        if not deterministic:
+            keys = jax.random.split(self.make_rng("dropout"), len(prompts)) if keys is None else keys
+            words = jax.random.key_data(keys)
+            prompts = self._dropped_out(prompts, words)
+        memory = self._memory(prompts, names, words)
+        return jnp.where(real, self._losses(memory, tokens, words), 0.0)
 
-    def _dropped_out(
-        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], keys: Key[Array, "R"]
-    ) -> Float[Array, "R T E"]:
-        """`_hidden` with dropout, row by row."""
-        generator, variables = self.unbind()
+    def _dropped_out(self, prompts: Float[Array, "R E"], words) -> Float[Array, "R E"]:
+        stays = 1.0 - self.config.generator_dropout
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, stays, prompts.shape[1:]))(_keys(words, PROMPT))
+        return jnp.where(kept, prompts / stays, 0.0)
 
-        def one_row(prompt, tokens, key) -> Any:
-            rngs = {"dropout": key}
-            return generator.apply(variables, prompt[None], tokens[None], rngs=rngs, method=NameGenerator._with_dropout)
-
-        return jax.vmap(one_row)(prompts, tokens, keys)[:, 0]
-
-    def _with_dropout(self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T E"]:
-        return self._hidden(self.dropout(prompts, deterministic=False), tokens, False)
-
-    def _head_losses(self, hidden: Float[Array, "R T E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T"]:
-        """−log p of each real token. Names are short: the head, V wide, sees the real tokens alone, chunk by chunk."""
+    def _memory(self, prompts: Float[Array, "R E"], names: Bool[Array, "R 1"], words) -> Float[Array, "R E"]:
+        """T5's encoder, for the real rows; for others anything."""
         t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
+        packing = pack(names, min(ROW_CHUNK, len(names)))
 
-        def losses(variables, hidden, tokens, _):
-            logits: Any = t5.apply(variables, hidden, method=T5.head)
-            return nn.logsumexp(logits, axis=-1, keepdims=True) - jnp.take_along_axis(logits, tokens, axis=-1)
+        def encode(shared, chunk) -> Any:
+            params, prompts = shared
+            row, words = chunk
+            keys = None if words is None else _keys(words, ENCODER)[:, None]
+            return t5.apply({"params": params}, prompts[row][:, None], keys, method=T5.encode)[:, 0]
 
-        flat = tokens.reshape(1, -1)
-        found = real_token_losses(
-            Partial(losses, variables),
-            hidden.reshape(1, flat.size, -1),
-            flat[..., None],
-            flat != START,
-            chunk=HEAD_CHUNK,
+        own = {"encoder": variables["params"]["encoder"]}
+        row = packing.places.row
+        chunks = (row, None if words is None else words[row])
+        return packing.unpack(live_chunks(encode, (own, prompts), chunks, packing.live))[:, 0]
+
+    def _losses(self, memory: Float[Array, "R E"], tokens: Int[Array, "R T"], words) -> Float[Array, "R T"]:
+        """−log p of the real tokens; of others anything. The head, V wide, sees one chunk at a time."""
+        t5, variables = self.t5.unbind()
+        longest = tokens.shape[1]
+        packing = pack(tokens != START, min(max(TOKEN_CHUNK, 2 * longest), tokens.size + longest))
+
+        def losses(shared, chunk) -> Any:
+            params, memory = shared
+            places, inputs, targets, words = chunk
+            keys = None if words is None else _keys(words, DECODER + places.position)
+
+            def logits(t5: T5):
+                return t5.head(t5.decode_packed(inputs, places, memory[places.row], longest, keys))
+
+            scores: Any = t5.apply({"params": params}, method=logits)
+            chosen = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+            return nn.logsumexp(scores, axis=-1) - chosen
+
+        own = {name: variables["params"][name] for name in ("shared", "decoder", "lm_head")}
+        row, position = packing.places.row, packing.places.position
+        chunks = (
+            packing.places,
+            _shifted(tokens)[row, position],
+            tokens[row, position],
+            None if words is None else words[row],
         )
-        return found.reshape(tokens.shape)
+        return packing.unpack(live_chunks(losses, (own, memory), chunks, packing.live))
 
-    def teacher_forced_logits(
-        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
-    ) -> Float[Array, "R T V"]:
-        """Float32 logits of every token given the true ones before it. Prompts enter as they are.
+    def teacher_forced_logits(self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"]) -> Float[Array, "R T V"]:
+        """Float32 logits of every token given the true ones before it, without dropout. Prompts enter as they are.
 
         The decoder's input is the name shifted by one, 0 in front; position t is seen if target t is real.
         """
-        return self.t5.head(self._hidden(prompts, tokens, deterministic))
-
-    def _hidden(
-        self, prompts: Float[Array, "R E"], tokens: Int[Array, "R T"], deterministic: bool
-    ) -> Float[Array, "R T E"]:
-        memory = self.t5.encode(prompts[:, None], deterministic)
-        shifted = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
-        return self.t5.decode(shifted, memory, tokens != START, deterministic)
+        return self.t5.head(self.t5.decode(_shifted(tokens), self.t5.encode(prompts[:, None]), tokens != START))
 
     def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
         """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens."""
         if self.config.normalise_prompts_at_inference:
             prompts = normalise_prompts(prompts)
-        memory = self.t5.encode(prompts[:, None], True)
+        memory = self.t5.encode(prompts[:, None])
         decoding, cache = self.t5.start(memory, num_beams, max_new_tokens)
         t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
 

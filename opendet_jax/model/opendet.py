@@ -71,7 +71,8 @@ class Training:
     decoded: Decoded
     alignment: Float[Array, "A B K G"]  # logits S of the queries with their image's texts
     encoder_alignment: Float[Array, "B Q G"]  # the same of the selected encoder tokens
-    prompts: Prompts  # [R, B, K, E] of the last R = min(2, A) layers
+    features: Features  # with the memory, what the queries that get a prompt are distilled from
+    memory: Memory
 
 
 def normalise_pixels(images: Images) -> Float[Array, "B H W 3"]:
@@ -136,7 +137,8 @@ class OpenDet(nn.Module):
             decoded=decoded,
             alignment=jnp.where(real, self.align(decoded, texts, memory, deterministic), 0.0),
             encoder_alignment=jnp.where(real, self.aligner_encoder(queries.content, texts), 0.0),
-            prompts=self.distil(decoded, features, memory, deterministic),
+            features=features,
+            memory=memory,
         )
 
     def encode(self, images: Images, deterministic: bool) -> tuple[Features, Memory, Queries]:
@@ -165,13 +167,16 @@ class OpenDet(nn.Module):
                 scores.append(aligner(hidden, texts, memory, boxes, deterministic))
         return jnp.stack(scores)
 
-    def distil(self, decoded: Decoded, features: Features, memory: Memory, deterministic: bool) -> Prompts:
-        """VL-prompts of the last two layers, by the same weights: queries do not meet here, so all go in one row."""
-        layers = min(2, len(decoded.hidden))
-        hidden = jnp.concatenate(list(decoded.hidden[-layers:]), axis=1)
-        boxes = jnp.concatenate(list(decoded.boxes[-layers:]), axis=1)
-        prompts = self.distiller(hidden, boxes, features, memory, deterministic)
-        return jax.tree.map(lambda p: jnp.stack(jnp.split(p, layers, axis=1)), prompts)
+    def distil(
+        self,
+        hidden: Float[Array, "B P D"],
+        boxes: Float[Array, "B P 4"],
+        features: Features,
+        memory: Memory,
+        deterministic: bool,
+    ) -> Prompts:
+        """VL-prompts of any P queries h_l and their boxes. Random stream: "dropout", unless `deterministic`."""
+        return self.distiller(hidden, boxes, features, memory, deterministic)
 
     def token_losses(
         self,
@@ -204,7 +209,9 @@ def init_params(model: OpenDet, key: Array, image_size: tuple[int, int] = (64, 6
     randoms = draw_randoms(key, 1, denoising_slots(model.config, 1), model.config.denoising_labels)
 
     def everything(model: OpenDet):
-        model(images, objects, randoms, deterministic=True)
+        training = model(images, objects, randoms, deterministic=True)
+        hidden, boxes = training.decoded.hidden[-1], training.decoded.boxes[-1]
+        model.distil(hidden, boxes, training.features, training.memory, deterministic=True)
         model.token_losses(jnp.asarray(objects.texts[:, 0]), jnp.asarray(tokens[:, 0]), deterministic=True)
 
     return jax.jit(lambda key: model.init(key, method=everything)["params"])(key)

@@ -1,1 +1,1 @@
-"""Plain functions on arrays: boxes and their suppression, losses of tokens in chunks, and deformable attention."""
+"""Plain functions on arrays: boxes and their suppression, loops over what is real, and deformable attention."""

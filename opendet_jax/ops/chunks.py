@@ -1,106 +1,108 @@
-"""Token losses for many rows of which few are real, a chunk at a time: of names, and of the tokens of names.
+"""Work for what is real, at static shapes: of many rows of items few are real, and those are computed chunk by chunk.
+
+Rows are the names of a batch, items their tokens; or rows of a single item. The real items are laid one after the other
+(`pack`), and only the chunks that hold some are computed (`live_chunks`): the time is that of the real items, whatever
+room there is for others.
 
 Method: docs/method.md#7-object-name-generator.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
-
-from opendet_jax.ops.devices import on_each_device
-
-# (prompts [R, E], tokens [R, T], keys [R] or None) → negative log-likelihood [R, T] of each token, 0 on padding.
-# All arrays that it uses are bound to it, so that they can have gradients and be handed to each device.
-TokenLosses = Partial
-
-CHUNK = 64
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 
-def real_token_losses(
-    token_losses: TokenLosses,
-    prompts: Float[Array, "B R E"],
-    tokens: Int[Array, "B R T"],
-    real: Bool[Array, "B R"],
-    keys: Key[Array, "B R"] | None = None,
-    chunk: int = CHUNK,
-) -> Float[Array, "B R T"]:
-    """Token losses of the real rows, 0 elsewhere; exact, and rows that are not real cost nothing.
+@struct.dataclass
+class Places:
+    """What stands in a chunk."""
 
-    Real rows are moved to the front, and only the chunks that hold one are computed, forward and (again) backward:
-    no array over all rows and the vocabulary exists. Where B is split over devices, each does this with its own rows.
-    What `token_losses` says of a row may depend on that row alone, its key included, not on its place among others.
+    row: Int[Array, "*n c"]
+    position: Int[Array, "*n c"]  # in the row
+    real: Bool[Array, "*n c"]  # else there is nothing at this place, and the two above mean nothing
+
+
+@struct.dataclass
+class Packing:
+    """Where the items stand. A chunk has room for c items and holds whole rows, one after the other."""
+
+    places: Places  # [n, c]
+    place: Int[Array, "R T"]  # of every item among the n·c places; of an item that is not real, any
+    live: Int[Array, ""]  # so many chunks, the first, hold something
+
+    def unpack(self, values: Float[Array, "n c *d"]) -> Float[Array, "R T *d"]:
+        """What was computed in the chunks, row by row; for items that are not real, what stands at some place."""
+        return jnp.take(values.reshape(-1, *values.shape[2:]), self.place, axis=0)
+
+
+def pack(real: Bool[Array, "R T"], size: int) -> Packing:
+    """Packs the real items into chunks of `size`.
+
+    A row belongs to the chunk k in whose share of the real items, `stride` from k · `stride` on, it begins. Its end may
+    lie in the next share: a chunk has room for that.
     """
-    # Ones are harmless in the places of rows that are not real: a prompt that can be normalised, tokens </s>.
-    prompts = jnp.where(real[..., None], prompts.astype(jnp.float32), 1.0)
-    tokens = jnp.where(real[..., None], tokens, 1)
-    words = None if keys is None else jax.random.key_data(keys)
-    own = partial(_own_rows, chunk)
-    return on_each_device(own, prompts, tokens, words, real, shared=[token_losses], xla_splits_rest=True)
-
-
-def _own_rows(chunk: int, token_losses: TokenLosses, prompts, tokens, words, real) -> Float[Array, "B R T"]:
-    """The losses of this device's rows."""
+    rows, longest = real.shape
+    stride = size - longest + 1
+    if stride < 1:
+        raise ValueError(f"a row of {longest} items does not go into a chunk of {size}")
     flat = real.reshape(-1)
     order = jnp.argsort(~flat, stable=True)
-    chunks = -(-flat.size // chunk)
+    lengths = real.sum(axis=1)
+    start = jnp.cumsum(lengths) - lengths
+    chunk = start // stride
+    chunks = jnp.arange(-(-flat.size // stride))[:, None]
+    wanted = chunks * stride + jnp.arange(size)
+    item = order[jnp.minimum(wanted, flat.size - 1)]
+    row, position = jnp.divmod(item, longest)
+    nth = jnp.maximum(jnp.cumsum(flat).reshape(rows, longest) - 1, 0)
+    return Packing(
+        places=Places(row, position, real=(wanted < flat.sum()) & (chunk[row] == chunks)),
+        place=jnp.minimum(chunk[:, None] * (size - stride) + nth, chunks.size * size - 1),
+        live=-(-flat.sum() // stride),
+    )
 
-    def arrange(x):
-        x = jnp.take(x.reshape(flat.size, *x.shape[2:]), order, axis=0)
-        x = jnp.pad(x, ((0, chunks * chunk - flat.size), *[(0, 0)] * (x.ndim - 1)), constant_values=1)
-        return x.reshape(chunks, chunk, *x.shape[1:])
 
-    prompts, others = arrange(prompts), jax.tree.map(arrange, (tokens, words))
-    live = -(-flat.sum() // chunk)
-    losses = _live_chunks(token_losses, prompts, others, live)
-    back = jnp.argsort(order)
-    losses = jnp.take(losses.reshape(chunks * chunk, -1), back, axis=0).reshape(tokens.shape)
-    return jnp.where(real[..., None], losses, 0.0)
+def live_chunks(
+    function: Callable[[Any, Any], Float[Array, "c *d"]], shared: Any, chunks: Any, live: Int[Array, ""]
+) -> Float[Array, "n c *d"]:
+    """`function(shared, chunk)` of the first `live` of n chunks by a loop of that many rounds, zeros after them.
 
-
-def _live_chunks(token_losses: TokenLosses, prompts: Float[Array, "chunks r E"], others: Any, live: Int[Array, ""]):
-    """The losses [chunks, r, T] of the first `live` chunks by a loop of that many rounds, in both directions; zeros
-    after them.
-
-    Reverse differentiation of a loop of unknown length is not defined by JAX: here each round's is taken by itself.
+    `chunks` is a tree of arrays [n, …]. `shared`, a tree of float arrays, has gradients, `chunks` has none. JAX does
+    not define the reverse of a loop of unknown length: here each round is taken back by itself, its values computed
+    once more, so that no array over all chunks exists but the result.
     """
 
-    def take(tree, i):
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
+    arrays, structure = jax.tree.flatten(chunks)
 
-    def call(token_losses, prompts, others):
-        tokens, words = others
-        keys = None if words is None else jax.random.wrap_key_data(words)
-        return token_losses(prompts, tokens, keys).astype(jnp.float32)
+    def chunk_of(arrays, i):
+        return structure.unflatten([jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in arrays])
 
     @jax.custom_vjp
-    def run(token_losses, prompts, others, live):
-        def round_(i, losses):
-            rows = call(token_losses, take(prompts, i), take(others, i))
-            return jax.lax.dynamic_update_index_in_dim(losses, rows, i, axis=0)
+    def run(shared, arrays, live):
+        one = jax.eval_shape(lambda: function(shared, chunk_of(arrays, 0)))
 
-        return jax.lax.fori_loop(0, live, round_, jnp.zeros(others[0].shape, jnp.float32))
+        def round_(i, found):
+            return jax.lax.dynamic_update_index_in_dim(found, function(shared, chunk_of(arrays, i)), i, axis=0)
 
-    def forward(token_losses, prompts, others, live):
-        return run(token_losses, prompts, others, live), (token_losses, prompts, others, live)
+        return jax.lax.fori_loop(0, live, round_, jnp.zeros((len(arrays[0]), *one.shape), one.dtype))
+
+    def forward(shared, arrays, live):
+        return run(shared, arrays, live), (shared, arrays, live)
 
     def backward(saved, cotangent):
-        token_losses, prompts, others, live = saved
+        shared, arrays, live = saved
 
         def round_(i, gradients):
-            of_weights, of_prompts = gradients
-            chosen = take(others, i)
-            _, pull = jax.vjp(lambda f, x: call(f, x, chosen), token_losses, take(prompts, i))
-            for_weights, for_prompts = pull(take(cotangent, i))
-            of_prompts = jax.lax.dynamic_update_index_in_dim(of_prompts, for_prompts, i, axis=0)
-            return jax.tree.map(jnp.add, of_weights, for_weights), of_prompts
+            chunk = chunk_of(arrays, i)
+            _, pull = jax.vjp(lambda shared: function(shared, chunk), shared)
+            [gradient] = pull(jax.lax.dynamic_index_in_dim(cotangent, i, keepdims=False))
+            return jax.tree.map(jnp.add, gradients, gradient)
 
-        start = jax.tree.map(jnp.zeros_like, (token_losses, prompts))
-        of_weights, of_prompts = jax.lax.fori_loop(0, live, round_, start)
-        return of_weights, of_prompts, None, None
+        start = jax.tree.map(jnp.zeros_like, shared)
+        return jax.lax.fori_loop(0, live, round_, start), None, None
 
     run.defvjp(forward, backward)
-    return run(token_losses, prompts, others, live)
+    return run(shared, arrays, live)

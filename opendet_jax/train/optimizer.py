@@ -45,6 +45,15 @@ def param_groups(params: dict[str, Any], config: OptimizerConfig, ablation: Abla
     return unflatten_dict({path: group_of(path, config, ablation) for path in flatten_dict(params)})
 
 
+def without_frozen_gradients(params: dict[str, Any], config: OptimizerConfig, ablation: Ablation) -> dict[str, Any]:
+    """The same numbers; nothing is computed for the gradient of what is frozen for the whole run, which is 0."""
+    return jax.tree.map(
+        lambda x, group: jax.lax.stop_gradient(x) if group == "frozen" else x,
+        params,
+        param_groups(params, config, ablation),
+    )
+
+
 class _FreezeState(NamedTuple):
     count: Int[Array, ""]
     inner: Any

@@ -24,6 +24,7 @@ from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import by_example, replicated
 from opendet_jax.parallel.sharding import gathered, partition, stored
 from opendet_jax.train.finite import keep_finite
+from opendet_jax.train.optimizer import without_frozen_gradients
 from opendet_jax.train.train_state import TrainState
 
 Gradients = Callable[[Any, Batch, Any], tuple[dict[str, Any], Any]]  # (params, batch, key) → (loss terms, gradients)
@@ -34,13 +35,21 @@ def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[A
     """(params, batch, key) → (total, loss terms): forward pass, matching, every loss."""
 
     def loss(params, batch: Batch, key) -> tuple[Float[Array, ""], Terms]:
-        box_key, text_key, dropout_key, naming_key = jax.random.split(key, 4)
+        params = without_frozen_gradients(params, config.optimizer, config.ablation)
+        box_key, text_key, dropout_key, distiller_key, naming_key = jax.random.split(key, 5)
         images, objects = batch.images, batch.objects
         count, slots = objects.valid.shape[0], denoising_slots(config.model, objects.valid.shape[1])
         randoms = draw_randoms(box_key, count, slots, config.model.denoising_labels)
         training: Any = model.apply(
             {"params": params}, images, objects, randoms, deterministic=False, rngs={"dropout": dropout_key}
         )
+
+        def distil(hidden, boxes) -> Any:
+            seen = (training.features, training.memory)
+            rngs = {"dropout": distiller_key}
+            return model.apply(
+                {"params": params}, hidden, boxes, *seen, deterministic=False, rngs=rngs, method="distil"
+            )
 
         def token_losses(params, prompts, tokens, keys) -> Any:
             return model.apply(
@@ -50,7 +59,7 @@ def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[A
         language_model = Partial(token_losses, {"name_generator": params["name_generator"]})
         noise = draw_text_noise(text_key, objects.texts.shape)
         return training_losses(
-            training, objects, noise, language_model, naming_key, config.model, config.ablation, config.loss
+            training, objects, noise, distil, language_model, naming_key, config.model, config.ablation, config.loss
         )
 
     return loss
@@ -85,9 +94,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
         terms, grads = gradients(state.params, batch, state.step)
+        updates, _ = optimizer.update(grads, state.opt_state, state.params)
+        terms["update_norm"] = optax.tree.norm(updates)
+        # Whether the update counts is known when all of it is, and keeping it until then takes thrice the parameters'
+        # memory. It is computed anew instead: without the barrier XLA would see that it is the same.
+        grads, _ = jax.lax.optimization_barrier((grads, terms["update_norm"]))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        terms["update_norm"] = optax.tree.norm(updates)
         average = moving_average(state.average, params, state.step, config.train.ema)
         new = replace(state, step=state.step + 1, params=params, opt_state=opt_state, average=average)
         return keep_finite(state, new, terms, config.train.non_finite)

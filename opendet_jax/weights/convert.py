@@ -135,8 +135,8 @@ def t5_shapes(config: T5Config, width: int) -> dict[str, Shape]:
 
     def everything(model: T5):
         tokens = jnp.ones((1, 1), jnp.int32)
-        memory = model.encode(jnp.ones((1, 1, width)), True)
-        return model.head(model.decode(tokens, memory, tokens > 0, True))
+        memory = model.encode(jnp.ones((1, 1, width)))
+        return model.head(model.decode(tokens, memory, tokens > 0))
 
     model = T5(config, width, lora=False, dtype=jnp.dtype("float32"))
     return shapes_of(jax.eval_shape(lambda key: model.init(key, method=everything), jax.random.key(0))["params"])

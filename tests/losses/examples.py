@@ -12,6 +12,8 @@ from opendet_jax.losses.total import training_losses
 from opendet_jax.model.decoder import Decoded
 from opendet_jax.model.denoising import DenoisingQueries
 from opendet_jax.model.distiller import Prompts
+from opendet_jax.model.encoder import Memory
+from opendet_jax.model.neck import Features
 from opendet_jax.model.opendet import Training
 from opendet_jax.model.query_selection import Queries
 
@@ -60,6 +62,9 @@ def training(rng, valid, query_counts=(Q, 7, 8)) -> Training:
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
+    # Of the features nothing is read here.
+    cell = {"tokens": jnp.zeros((B, 1, 1)), "valid": jnp.ones((B, 1), bool), "valid_ratios": jnp.ones((B, 1, 2))}
+    nowhere = cell | {"level_shapes": ((1, 1),)}
     return Training(
         queries=Queries(
             content=jnp.zeros((B, Q, 1)),
@@ -70,13 +75,14 @@ def training(rng, valid, query_counts=(Q, 7, 8)) -> Training:
         ),
         denoising=denoising(np.asarray(valid)),
         decoded=Decoded(
-            hidden=jnp.zeros((A, B, N + Q, 1)),
+            hidden=normal(A, B, N + Q, 2 * E),  # both prompts, as `distil` below has it
             boxes=jnp.asarray(boxes(rng, A, B, N + Q)),
             objectness=normal(A, B, N + Q),
         ),
         alignment=2 * normal(A, B, N + Q, G),
         encoder_alignment=2 * normal(B, Q, G),
-        prompts=Prompts(distilled=normal(2, B, N + Q, E), language=normal(2, B, N + Q, E)),
+        features=Features(**nowhere, positions=jnp.zeros((B, 1, 1))),
+        memory=Memory(**nowhere),
     )
 
 
@@ -100,8 +106,8 @@ def predictions(training: Training) -> dict[str, jnp.ndarray]:
         "boxes": training.decoded.boxes,
         "objectness": training.decoded.objectness,
         "alignment": training.alignment,
-        "distilled": training.prompts.distilled,
-        "language": training.prompts.language,
+        "distilled": training.decoded.hidden[..., :E],
+        "language": training.decoded.hidden[..., E:],
     }
 
 
@@ -109,21 +115,29 @@ def with_predictions(training: Training, p: dict[str, jnp.ndarray]) -> Training:
     return training.replace(
         queries=training.queries.replace(boxes=p["encoder_boxes"], objectness=p["encoder_objectness"]),
         encoder_alignment=p["encoder_alignment"],
-        decoded=training.decoded.replace(boxes=p["boxes"], objectness=p["objectness"]),
+        decoded=training.decoded.replace(
+            hidden=jnp.concatenate([p["distilled"], p["language"]], axis=-1),
+            boxes=p["boxes"],
+            objectness=p["objectness"],
+        ),
         alignment=p["alignment"],
-        prompts=Prompts(distilled=p["distilled"], language=p["language"]),
     )
+
+
+def distil(hidden, boxes) -> Prompts:
+    return Prompts(distilled=hidden[..., :E], language=hidden[..., E:])
 
 
 def _loss(arrays, training, objects, noise, ablation):
     def token_losses(weights, prompts, tokens, keys):
+        prompts = jnp.where((tokens != 0).any(axis=1, keepdims=True), prompts, 1.0)
         logits = jnp.einsum("re,tev->rtv", prompts, weights)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
         return jnp.where(tokens != 0, -chosen, 0.0)
 
     training, key = with_predictions(training, arrays), jax.random.key(0)
     language_model = Partial(token_losses, arrays["weights"])
-    return training_losses(training, objects, noise, language_model, key, CONFIG, ablation, LossConfig())
+    return training_losses(training, objects, noise, distil, language_model, key, CONFIG, ablation, LossConfig())
 
 
 _terms = jax.jit(_loss, static_argnums=4)

@@ -51,6 +51,15 @@ def test_is_optimal_at_the_size_of_training():
         check(*case)
 
 
+@pytest.mark.parametrize(("queries", "columns"), [(9, 5), (12, 3), (6, 6)])
+def test_equal_costs_as_scipy_has_them(queries, columns):
+    """Few different costs: many assignments are the best one."""
+    cost = np.random.default_rng(4).integers(0, 4, (200, queries, columns)).astype(np.float32)
+    valid = np.ones((200, queries), bool), np.ones((200, columns), bool)
+    for one, query in zip(cost, np.asarray(assign_all(cost, *valid)), strict=True):
+        np.testing.assert_array_equal(query, linear_sum_assignment(one.T)[1])
+
+
 def test_serves_the_cheapest_columns_when_queries_are_short():
     cost = jnp.array([[5.0, 1.0, 9.0, 2.0], [4.0, 8.0, 7.0, 0.0], [-9.0, -9.0, -9.0, -9.0]])
     query = assign(cost, jnp.array([True, True, False]), jnp.array([True, True, True, True]))

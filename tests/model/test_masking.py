@@ -11,6 +11,7 @@ from opendet_jax.batch import Images, Objects
 from opendet_jax.model.denoising import denoising_slots, draw_randoms
 from opendet_jax.model.distiller import Distiller
 from opendet_jax.model.opendet import OpenDet
+from tests.model.test_opendet import prompts_of
 
 
 def assert_identical(a, b) -> None:
@@ -41,7 +42,7 @@ def train(tiny, tiny_params):
                 jnp.where(real[..., None] & texts, out.alignment, 0.0),
                 jnp.where(out.queries.valid[..., None] & texts, out.encoder_alignment, 0.0),
                 rows(out.queries.boxes[None], out.queries.valid),
-                rows(out.prompts.language),
+                rows(prompts_of(OpenDet(config), params, out)[None]),
             )
             return sum(jnp.sin(x).sum() for x in kept), (kept, out.queries.valid)
 

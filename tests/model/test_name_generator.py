@@ -48,7 +48,7 @@ def losses(params, prompts, tokens):
 
 @jax.jit
 def logits(params, prompts, tokens):
-    return GENERATOR.apply({"params": params}, prompts, tokens, True, method="teacher_forced_logits")
+    return GENERATOR.apply({"params": params}, prompts, tokens, method="teacher_forced_logits")
 
 
 def generate(params, prompts, num_beams=3, length=8, generator=GENERATOR):
@@ -123,9 +123,9 @@ def logits_of_all(params, prompts, targets):
     """Teacher-forced logits; generated zeros are tokens here, not padding, and all are seen by those after them."""
 
     def run(generator):
-        memory = generator.t5.encode(prompts[:, None], True)
+        memory = generator.t5.encode(prompts[:, None])
         shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-        return generator.t5.head(generator.t5.decode(shifted, memory, jnp.ones(targets.shape, bool), True))
+        return generator.t5.head(generator.t5.decode(shifted, memory, jnp.ones(targets.shape, bool)))
 
     return GENERATOR.apply({"params": params}, method=run)
 

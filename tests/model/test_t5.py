@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from transformers import T5Config as TheirConfig
 from transformers import T5ForConditionalGeneration
@@ -15,6 +14,8 @@ from transformers import T5ForConditionalGeneration
 from opendet_jax.config import T5Config
 from opendet_jax.model.beam_search import beam_search
 from opendet_jax.model.t5 import T5
+from opendet_jax.model.t5_layers import Dropout
+from opendet_jax.ops.chunks import Places
 from opendet_jax.weights.convert import t5_shapes
 from opendet_jax.weights.text import T5_RULES
 
@@ -68,8 +69,8 @@ def ours(config: T5Config, model: T5ForConditionalGeneration, dtype=F32) -> tupl
     )
 
 
-def teacher_forced(t5: T5, embeddings, tokens, valid, deterministic=True):
-    return t5.head(t5.decode(tokens, t5.encode(embeddings, deterministic), valid, deterministic))
+def teacher_forced(t5: T5, embeddings, tokens, valid):
+    return t5.head(t5.decode(tokens, t5.encode(embeddings), valid))
 
 
 def case(positions: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -92,7 +93,7 @@ def test_against_transformers(kind, positions, length):
             decoder_input_ids=torch.from_numpy(np.array(tokens)),
             decoder_attention_mask=torch.from_numpy(np.array(valid, np.int64)),
         )
-    memory = jax.jit(lambda v, e: t5.apply(v, e, True, method="encode"))(variables, embeddings)
+    memory = jax.jit(lambda v, e: t5.apply(v, e, method="encode"))(variables, embeddings)
     np.testing.assert_allclose(memory, want.encoder_last_hidden_state.numpy(), atol=1e-5)
     logits = jax.jit(lambda v, *x: t5.apply(v, *x, method=teacher_forced))(variables, embeddings, tokens, valid)
     np.testing.assert_allclose(logits, want.logits.numpy(), atol=5e-5)
@@ -146,7 +147,7 @@ def test_generation_against_transformers():
 
     @jax.jit
     def generate(variables, embeddings):
-        memory = t5.apply(variables, embeddings, True, method="encode")
+        memory = t5.apply(variables, embeddings, method="encode")
         decoding, cache = t5.apply(variables, memory, 3, 30, method="start")
         return beam_search(lambda *state: t5.apply(variables, decoding, *state, method="step"), cache, 16, 3, 30)
 
@@ -223,29 +224,102 @@ def test_a_row_without_tokens_is_finite():
     assert np.isfinite(logits).all()
 
 
-def test_dropout_is_where_t5_has_it():
+def packed(t5: T5, embeddings, tokens, places: Places, keys=None):
+    """Hidden states of the tokens at `places`, whose rows have the keys."""
+    of_rows = of_tokens = None
+    if keys is not None:
+        of_rows = jax.vmap(lambda key: jax.random.fold_in(key, 99))(keys)[:, None]
+        of_tokens = jax.vmap(jax.random.fold_in)(keys[places.row], places.position)
+    memory = t5.encode(embeddings, of_rows)[:, 0]
+    return t5.decode_packed(tokens[places.row, places.position], places, memory[places.row], tokens.shape[1], of_tokens)
+
+
+LENGTHS = (4, 1, 6)
+ORDERS = {
+    "as they come": [(row, place) for row in range(3) for place in range(LENGTHS[row])],
+    "two rows, backwards": [(row, place) for row in (2, 0) for place in reversed(range(LENGTHS[row]))],
+}
+
+
+def places_of(order: list[tuple[int, int]], empty: int) -> Places:
+    """The tokens in this order, and empty places between them."""
+    row, position = np.array(order + [(2, 5)] * empty).T
+    real = np.arange(len(row)) < len(order)
+    mixed = np.random.default_rng(0).permutation(len(row))
+    return Places(*(jnp.asarray(x[mixed]) for x in (row, position, real)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_packed_names_are_the_same_names(order):
+    t5, variables = ours(GATED, peer(GATED))
+    embeddings, tokens, _ = case(1, 6)
+    valid = jnp.arange(6) < jnp.array(LENGTHS)[:, None]
+    places = places_of(ORDERS[order], empty=3)
+    want = t5.apply(variables, tokens, t5.apply(variables, embeddings, method="encode"), valid, method="decode")
+    got = t5.apply(variables, embeddings, tokens, places, method=packed)
+    real = places.real
+    np.testing.assert_allclose(got[real], want[places.row, places.position][real], atol=2e-5)
+
+
+def test_dropout_is_the_tokens_own():
+    """Wherever a token stands, and whoever stands beside it; and no two rows drop the same."""
+    t5, variables = ours(GATED, peer(GATED))
+    embeddings, tokens, _ = case(1, 6)
+    embeddings, tokens = embeddings.at[1:].set(embeddings[0]), tokens.at[1:].set(tokens[0])
+    keys = jax.random.split(jax.random.key(1), 3)
+    whole = places_of(ORDERS["as they come"], empty=0)
+    part = places_of(ORDERS["two rows, backwards"], empty=2)
+    one, other = (t5.apply(variables, embeddings, tokens, p, keys, method=packed) for p in (whole, part))
+    found = {place: one[i] for i, place in enumerate(zip(whole.row.tolist(), whole.position.tolist(), strict=True))}
+    for i in np.flatnonzero(part.real):
+        np.testing.assert_allclose(other[i], found[int(part.row[i]), int(part.position[i])], atol=2e-5)
+    assert np.abs(found[0, 0] - found[1, 0]).max() > 0.01
+
+
+def test_dropout_is_where_t5_has_it(monkeypatch):
     """Embeddings; attention weights, inner feed-forward and residual branches of each layer; the end of each stack."""
     t5, variables = ours(GATED, peer(GATED))
-    embeddings, tokens, valid = case(1, 6)
-    dropped = {"encoder": [], "decoder": []}
+    embeddings, tokens, _ = case(1, 6)
+    dropped = []
+    for kind in ("numbers", "heads", "weights"):
+        real = getattr(Dropout, kind)
 
-    def record(call, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout):
-            dropped[context.module.path[0]].append(args[0].shape)
-            assert (context.module.rate, kwargs["deterministic"]) == (0.1, False)
-        return call(*args, **kwargs)
+        def record(self, x, *heads, kind=kind, real=real):
+            dropped.append((kind, x.shape))
+            return real(self, x, *heads)
 
-    with nn.intercept_methods(record):
-        t5.apply(
-            variables, embeddings, tokens, valid, False, method=teacher_forced, rngs={"dropout": jax.random.key(0)}
-        )
-    for name, length, layers in (("encoder", 1, ("self",)), ("decoder", 6, ("self", "cross"))):
-        stream = (3, length, E)
-        block = []
-        for kind in layers:
-            block += [(3, 3, length, length if kind == "self" else 1), stream]
-        block += [(3, length, 40), stream]
-        assert dropped[name] == [stream, *block, *block, stream]
+        monkeypatch.setattr(Dropout, kind, record)
+    places = places_of(ORDERS["as they come"], empty=1)
+    t5.apply(variables, embeddings, tokens, places, jax.random.split(jax.random.key(0), 3), method=packed)
+
+    def numbers(width: int, rows: int, length: int):
+        return ("numbers", (rows, length, width))
+
+    inner = GATED.num_heads * GATED.head_width
+    encoder = [("heads", (3, 1, inner)), numbers(E, 3, 1), numbers(GATED.ffn_width, 3, 1), numbers(E, 3, 1)]
+    stream = numbers(E, 1, 12)
+    decoder = [("weights", (1, GATED.num_heads, 12, 12)), stream, ("heads", (1, 12, inner)), stream]
+    decoder += [numbers(GATED.ffn_width, 1, 12), stream]
+    layers = GATED.num_layers
+    assert dropped == [
+        *[numbers(E, 3, 1), *encoder * layers, numbers(E, 3, 1)],
+        *[stream, *decoder * layers, stream],
+    ]
+
+
+def test_dropout_drops_a_share_and_scales_the_rest():
+    keys = jax.random.split(jax.random.key(0), (40, 5))
+    dropout = Dropout(0.1, keys, 64 + 4 + 3 * 5, jnp.arange(5), 5)
+    ones = dropout.numbers(jnp.ones((40, 5, 64)))
+    heads = dropout.heads(jnp.ones((40, 5, 32)), heads=4).reshape(40, 5, 4, 8)
+    weights = dropout.weights(jnp.ones((40, 3, 5, 5)))
+    for kept in (ones, heads, weights):
+        values = set(np.unique(np.asarray(kept)).tolist())
+        assert values == {0.0, float(np.float32(1) / np.float32(0.9))}
+        assert np.mean(np.asarray(kept) > 0) == pytest.approx(0.9, abs=0.03)
+    assert (heads == heads[..., :1]).all()
+    with pytest.raises(AssertionError):
+        dropout.numbers(jnp.ones((40, 5, 1)))  # more than was drawn
 
 
 def test_bfloat16_is_close():
@@ -254,7 +328,7 @@ def test_bfloat16_is_close():
     t5, variables = ours(GATED, model)
     low, _ = ours(GATED, model, jnp.dtype("bfloat16"))
     want = t5.apply(variables, embeddings, tokens, valid, method=teacher_forced)
-    memory = low.apply(variables, embeddings, True, method="encode")
+    memory = low.apply(variables, embeddings, method="encode")
     got = low.apply(variables, embeddings, tokens, valid, method=teacher_forced)
     assert (memory.dtype, got.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(got, want, atol=0.1 * np.abs(want).max())

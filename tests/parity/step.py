@@ -63,12 +63,24 @@ class ProgramStep:
         return self.model.apply(variables, images_of(self.vectors), self.objects, self.randoms, deterministic=True)
 
     def losses(self, params: dict[str, Any], training: Training) -> dict[str, jax.Array]:
+        def distil(hidden, boxes):
+            seen = (training.features, training.memory)
+            return self.model.apply({"params": params}, hidden, boxes, *seen, deterministic=True, method="distil")
+
         def token_losses(params, prompts, tokens, keys):
             return self.model.apply({"params": params}, prompts, tokens, deterministic=True, method="token_losses")
 
         language_model = Partial(token_losses, {"name_generator": params["name_generator"]})
         _, terms = training_losses(
-            training, self.objects, self.text_noise, language_model, jax.random.key(0), self.config, Ablation(), LOSSES
+            training,
+            self.objects,
+            self.text_noise,
+            distil,
+            language_model,
+            jax.random.key(0),
+            self.config,
+            Ablation(),
+            LOSSES,
         )
         return terms
 

@@ -27,7 +27,7 @@ def tokens_of(targets: np.ndarray) -> jax.Array:
 
 @jax.jit
 def logits(variables, prompts, tokens):
-    return GENERATOR.apply(variables, prompts, tokens, True, method="teacher_forced_logits")
+    return GENERATOR.apply(variables, prompts, tokens, method="teacher_forced_logits")
 
 
 @jax.jit
@@ -49,7 +49,7 @@ def test_converted_tree_is_the_models_own(eval_vectors):
 
 @pytest.mark.needs("t5/input", "t5/encoder")
 def test_encoder(eval_vectors):
-    encode = jax.jit(lambda v, p: GENERATOR.apply(v, p, method=lambda m, p: m.t5.encode(p, True)))
+    encode = jax.jit(lambda v, p: GENERATOR.apply(v, p, method=lambda m, p: m.t5.encode(p)))
     memory = encode(variables_of(eval_vectors), eval_vectors["t5/input"][:, None])
     eval_vectors.assert_close("T5 encoder", "t5/encoder", memory[:, 0], STAGE)
 

@@ -104,8 +104,8 @@ def test_t5(tmp_path, size, gated, buckets, positions, length):
 
     def run(params, embeddings, tokens):
         def forward(t5):
-            memory = t5.encode(embeddings, True)
-            return memory, t5.head(t5.decode(tokens, memory, jnp.ones(tokens.shape, bool), True))
+            memory = t5.encode(embeddings)
+            return memory, t5.head(t5.decode(tokens, memory, jnp.ones(tokens.shape, bool)))
 
         return t5.apply({"params": params}, method=forward)
 

@@ -320,9 +320,7 @@ def test_a_whole_models_t5_leaves_with_its_corrections(run, tmp_path):
     model = our_t5.T5(T5Config(**sizes), E, lora=True, dtype=jnp.dtype("float32"))
 
     def logits(t5: our_t5.T5):
-        return t5.head(
-            t5.decode(jnp.asarray(tokens), t5.encode(jnp.asarray(memory), True), jnp.asarray(tokens) > -1, True)
-        )
+        return t5.head(t5.decode(jnp.asarray(tokens), t5.encode(jnp.asarray(memory)), jnp.asarray(tokens) > -1))
 
     ours = model.apply({"params": whole.params["name_generator"]["t5"]}, method=logits)
     with torch.no_grad():
