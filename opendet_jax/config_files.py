@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -189,9 +190,12 @@ def validate(config: Config) -> None:
         data.text_table,
         "the .npy file of the embeddings (data.text_embeddings is 'table')",
     )
-    for name in ("detector_rate", "backbone_rate", "generator_rate", "clip_norm"):
+    for name in ("detector_rate", "backbone_rate", "generator_rate"):
         value = getattr(optimizer, name)
-        _require(value > 0, f"optimizer.{name}", value, "positive")
+        _require(0 < value <= 1, f"optimizer.{name}", value, "positive and at most 1")
+    decay = optimizer.weight_decay
+    _require(0 <= decay <= 1, "optimizer.weight_decay", decay, "between 0 and 1")
+    _require(0 < optimizer.clip_norm < math.inf, "optimizer.clip_norm", optimizer.clip_norm, "positive and finite")
     for name in ("freeze_head_steps", "freeze_embedding_steps"):
         value = getattr(optimizer, name)
         _require(value >= -1, f"optimizer.{name}", value, "−1 (the whole run), 0 (never) or a number of steps")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import subprocess
 import sys
 
@@ -68,6 +69,9 @@ def test_paper_values():
         ({"train": {"keep_best": "ap50"}}, r"config\.train\.keep_best = 'ap50': is no metric of an evaluation"),
         ({"data": {"max_unwritable": -0.1}}, r"config\.data\.max_unwritable = -0\.1: must be between 0 and 1"),
         ({"optimizer": {"clip_norm": 0}}, r"config\.optimizer\.clip_norm = 0\.0: must be positive"),
+        ({"optimizer": {"clip_norm": math.inf}}, r"config\.optimizer\.clip_norm = inf: must be positive and finite"),
+        ({"optimizer": {"backbone_rate": 1e30}}, r"config\.optimizer\.backbone_rate = 1e\+30: must be positive and at"),
+        ({"optimizer": {"weight_decay": -1.0}}, r"config\.optimizer\.weight_decay = -1\.0: must be between 0 and 1"),
     ],
 )
 def test_wrong_values_are_named(values, message):

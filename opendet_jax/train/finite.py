@@ -1,6 +1,6 @@
-"""Updates that are not finite: refused inside the step, seen by the host one step later.
+"""Gradients that are not finite: their updates are refused inside the step, seen by the host one step later.
 
-The step itself keeps the old state when a loss term, the gradient or the update is not finite, so that nothing bad ever
+The step itself keeps the old state when a loss term or the gradient is not finite, so that nothing bad ever
 reaches a parameter although the host has already sent the next step when it learns of it. The host reads the flag of
 the step before the one it just sent: the device never waits for it.
 """
@@ -26,13 +26,14 @@ Terms = dict[str, Float[Array, ""]]
 
 
 def keep_finite(old: TrainState, new: TrainState, terms: Terms, policy: Policy) -> tuple[TrainState, Terms]:
-    """`new` where every term is finite, else `old`; and the terms with the number of refused updates so far.
+    """`new` where losses and gradient are finite, else `old`; and the terms with the number of refused updates so far.
 
     A refused step counts as a step where the policy is "skip". Where it is "stop", it does not, and every later step is
     refused too: the state stays what it was before the bad batch until the host stops.
     """
-    # Not all terms: XLA asks the question anew for every parameter, and the total is not finite if any loss is not.
-    finite = jnp.all(jnp.stack([jnp.isfinite(terms[name]) for name in ("total", "gradient_norm", "update_norm")]))
+    # The total is not finite if any loss is not. Of finite, clipped gradients AdamW's update is finite, as rates are at
+    # most 1; were the update asked too, all of the new state would be kept beside the old one until it is whole.
+    finite = jnp.isfinite(terms["total"]) & jnp.isfinite(terms["gradient_norm"])
     taken = finite if policy == "skip" else finite & (old.refused == 0)
     kept = jax.tree.map(lambda ours, theirs: jnp.where(taken, ours, theirs), new, old)
     step = new.step if policy == "skip" else kept.step
@@ -41,7 +42,7 @@ def keep_finite(old: TrainState, new: TrainState, terms: Terms, policy: Policy) 
 
 
 class NonFiniteError(InputError):
-    """A step whose loss, gradient or update is not a finite number."""
+    """A step whose loss or gradient is not a finite number."""
 
     def __init__(self, message: str, sent: "Sent"):
         super().__init__(message)

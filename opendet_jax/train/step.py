@@ -94,13 +94,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
         terms, grads = gradients(state.params, batch, state.step)
-        updates, _ = optimizer.update(grads, state.opt_state, state.params)
-        terms["update_norm"] = optax.tree.norm(updates)
-        # Whether the update counts is known when all of it is, and keeping it until then takes thrice the parameters'
-        # memory. It is computed anew instead: without the barrier XLA would see that it is the same.
-        grads, _ = jax.lax.optimization_barrier((grads, terms["update_norm"]))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        terms["update_norm"] = optax.tree.norm(updates)
         average = moving_average(state.average, params, state.step, config.train.ema)
         new = replace(state, step=state.step + 1, params=params, opt_state=opt_state, average=average)
         return keep_finite(state, new, terms, config.train.non_finite)
