@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from opendet_jax.ops.deformable_attention import (
+    _say,
     deformable_attention,
     pallas_gpu,
     pallas_tpu,
@@ -141,3 +142,28 @@ def test_each_platform_gets_its_own_form(platform, kernels, queries, width, poin
 def test_kernels_lower_under_vmap(platform, kernel, count):
     args = [jnp.stack([x, x]) for x in arguments()]
     assert kernels_in(lowered(jax.vmap(with_gradients(deformable_attention)), args, platform))[kernel] == count
+
+
+@pytest.mark.parametrize("changed", ["load", "CompilerParams"])
+def test_where_the_back_end_has_changed_xla_does_the_work_and_it_is_said_once(changed, monkeypatch, caplog):
+    def refuse(*args, **keywords):
+        raise TypeError("other arguments are wanted")
+
+    monkeypatch.setattr(pallas_gpu.plgpu, changed, refuse)
+    _say.cache_clear()
+    jax.clear_caches()
+    texts = [
+        lowered(with_gradients(deformable_attention, shapes), arguments(shapes=shapes), "cuda")
+        for shapes in [SHAPES, SHAPES[:1]]
+    ]
+    jax.clear_caches()
+    assert [kernels_in(text)["triton"] for text in texts] == [0, 0]
+    assert ["stablehlo.gather" in text for text in texts] == [True, True]
+    assert caplog.text.count("cannot lower the kernels for cuda (TypeError: other arguments are wanted)") == 1
+
+
+def test_a_program_for_several_platforms_holds_the_form_of_each():
+    exported = jax.export.export(jax.jit(with_gradients(deformable_attention)), platforms=("cpu", "tpu"))(*arguments())
+    text = exported.mlir_module()
+    assert text.count("tpu_custom_call") == 3
+    assert "stablehlo.gather" in text
