@@ -16,10 +16,12 @@ import jaxlib
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from orbax.checkpoint import v1
 
 import opendet_jax
 from opendet_jax.checkpoints.folder import load
 from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.same_config import as_written
 from opendet_jax.config_files import parse_config
 from opendet_jax.train.training_loop import train
 
@@ -111,3 +113,11 @@ def test_converted_weights_are_read(before, expected):
     assert converted.kind == "swin"
     assert converted.config["embed_dim"] == 4
     assert norms(converted.params) == pytest.approx(expected["backbone"])
+
+
+def test_the_next_interface_of_orbax_reads_them(before):
+    config, params, _ = restore(before / "run", 4)
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    read = v1.load_checkpointables(before / "run" / "checkpoints" / "4", {"params": wanted, "config": None})
+    assert parse_config(as_written(read["config"])) == config
+    jax.tree.map(np.testing.assert_array_equal, read["params"], params)
