@@ -105,7 +105,7 @@ def test_it_detects_without_any_optional_package_and_imports_no_kernel(run):
     said, error = detect_without(run, *sorted(hidden))
     assert said["found"] > 0
     assert said["imported"] == []
-    assert said["calls"] == 2
+    assert said["kernels"] == 2
     assert "cannot lower" not in error
 
 
@@ -113,6 +113,6 @@ def test_it_detects_without_any_optional_package_and_imports_no_kernel(run):
 def test_without_the_kernels_back_end_xla_does_their_work_and_it_is_said_once(run, gone):
     said, error = detect_without(run, *gone)
     assert said["found"] > 0
-    assert said["calls"] == 0
+    assert said["kernels"] == 0
     assert error.count("cannot lower the kernels for cuda") == 1
     assert f"{gone[0]} is hidden" in error

@@ -1,7 +1,7 @@
 """Run by test_dependencies.py: FOLDER NAME…; imports the package and detects where modules NAME cannot be imported.
 
-Prints json: the modules of Pallas's kernels that were imported up to then, and the custom calls in deformable
-attention lowered for NVIDIA's GPUs.
+Prints json: the modules of Pallas's kernels that were imported up to then, and the kernels in deformable attention
+lowered for NVIDIA's GPUs.
 """
 
 import importlib
@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 import opendet_jax  # noqa: E402
 from opendet_jax.ops.deformable_attention import deformable_attention  # noqa: E402
-from tests.ops.deformable_attention_cases import arguments, with_gradients  # noqa: E402
+from tests.ops.deformable_attention_cases import arguments, kernels_in, lowered, with_gradients  # noqa: E402
 
 KERNELS = ("pallas_gpu", "pallas_tpu")
 
@@ -38,9 +38,8 @@ def main() -> None:
     imported = [name for name in sys.modules if "jax.experimental.pallas" in name or name.endswith(KERNELS)]
     for _ in range(2):
         jax.clear_caches()
-        traced = jax.jit(with_gradients(deformable_attention)).trace(*arguments())
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    print(json.dumps({"found": len(found), "imported": imported, "calls": text.count("custom_call")}))
+        kernels = kernels_in(lowered(with_gradients(deformable_attention), arguments(), "cuda"))
+    print(json.dumps({"found": len(found), "imported": imported, "kernels": kernels["triton"]}))
 
 
 if __name__ == "__main__":

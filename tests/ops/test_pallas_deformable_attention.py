@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from opendet_jax.ops.deformable_attention import (
     _say,
@@ -16,7 +15,13 @@ from opendet_jax.ops.deformable_attention import (
     reference,
     xla,
 )
-from tests.ops.deformable_attention_cases import arguments, assert_equal_to_rounding, with_gradients
+from tests.ops.deformable_attention_cases import (
+    arguments,
+    assert_equal_to_rounding,
+    kernels_in,
+    lowered,
+    with_gradients,
+)
 
 FORMS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
 SHAPES = ((5, 7), (1, 2))
@@ -91,24 +96,6 @@ def test_bfloat16_rounds_no_more_than_once_a_term(name):
         error = np.abs(got[i].astype(jnp.float32) - want[i])
         assert np.all(error <= 2**-7 * sizes[i] + 1e-6)
     assert_equal_to_rounding(got[2:], want[2:])
-
-
-MACHINES = {
-    "cpu": AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu"),
-    "cuda": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
-    "tpu": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
-}
-
-
-def lowered(function, args, platform: str) -> str:
-    mesh = AbstractMesh((1,), ("one",), (AxisType.Auto,), abstract_device=MACHINES[platform])
-    with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
-
-
-def kernels_in(text: str) -> dict[str, int]:
-    triton = text.count("__gpu$xla.gpu.triton") + text.count("triton_kernel_call_ffi")
-    return {"triton": triton, "mosaic": text.count("tpu_custom_call")}
 
 
 @pytest.mark.parametrize(
