@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --minutes 8
 
 Four parts, each in a process of its own and with its own share of the time; what a part leaves goes to those behind it.
-A part that is cut off leaves the rows that it has, and the page is written anew after each: docs/gpu.md, on a GPU.
+A part that is cut off leaves the rows that it has, and the page is written anew after each: gpu.md in docs, on a GPU.
 Elsewhere (--tiny, on a CPU) it goes to runs/gpu.md. Compiled programs are kept, so that another run gets further.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.__main__ import machine
 
-PAGE, ELSEWHERE = Path("docs/gpu.md"), Path("runs/gpu.md")
+PAGE, ELSEWHERE = Path("docs") / "gpu.md", Path("runs/gpu.md")
 
 
 @dataclass(frozen=True)
