@@ -72,7 +72,7 @@ def _primitive(direction: str) -> Primitive:
     primitive = Primitive(f"deformable_attention_{direction}")
     primitive.multiple_results = True
     primitive.def_abstract_eval(_RESULTS[direction])
-    primitive.def_impl(partial(_without_jit, primitive))
+    primitive.def_impl(partial(_without_jit, direction))
     batching.primitive_batchers[primitive] = partial(_map, primitive)
     mlir.register_lowering(primitive, partial(_lower, direction, None))
     for platform in KERNELS:
@@ -92,8 +92,9 @@ def _backward_results(value, locations, weights, cotangent, *, level_shapes: Lev
 _RESULTS = {"forward": _forward_results, "backward": _backward_results}
 
 
-def _without_jit(primitive: Primitive, *arrays, level_shapes: LevelShapes):
-    return jax.jit(partial(primitive.bind, level_shapes=level_shapes))(*arrays)
+def _without_jit(direction: str, *arrays, level_shapes: LevelShapes):
+    """Under `jax.disable_jit`: XLA's operations, one by one."""
+    return jax.tree.leaves(getattr(xla, direction)(*arrays, level_shapes=level_shapes))
 
 
 def _map(primitive: Primitive, arrays, axes, *, level_shapes: LevelShapes):
