@@ -44,9 +44,9 @@ MACHINES = {
 }
 
 
-def lowered(function, args, platform: str) -> str:
+def lowered(function, args, platform: str, devices: int = 1) -> str:
     """The program for a platform that need not be here; Pallas asks its device what it can."""
-    mesh = AbstractMesh((1,), ("one",), (AxisType.Auto,), abstract_device=MACHINES[platform])
+    mesh = AbstractMesh((devices,), ("data",), (AxisType.Auto,), abstract_device=MACHINES[platform])
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 

@@ -131,6 +131,11 @@ def test_kernels_lower_under_vmap(platform, kernel, count):
     assert kernels_in(lowered(jax.vmap(with_gradients(deformable_attention)), args, platform))[kernel] == count
 
 
+@pytest.mark.parametrize(("platform", "kernel", "count"), [("cuda", "triton", 2), ("tpu", "mosaic", 3)])
+def test_kernels_lower_in_a_program_for_several_devices(platform, kernel, count):
+    assert kernels_in(lowered(with_gradients(deformable_attention), arguments(), platform, devices=2))[kernel] == count
+
+
 @pytest.mark.parametrize("changed", ["load", "CompilerParams"])
 def test_where_the_back_end_has_changed_xla_does_the_work_and_it_is_said_once(changed, monkeypatch, caplog):
     def refuse(*args, **keywords):
@@ -146,7 +151,7 @@ def test_where_the_back_end_has_changed_xla_does_the_work_and_it_is_said_once(ch
     jax.clear_caches()
     assert [kernels_in(text)["triton"] for text in texts] == [0, 0]
     assert ["stablehlo.gather" in text for text in texts] == [True, True]
-    assert caplog.text.count("cannot lower the kernels for cuda (TypeError: other arguments are wanted)") == 1
+    assert caplog.text.count("cannot make the kernels for cuda (TypeError: other arguments are wanted)") == 1
 
 
 def test_a_program_for_several_platforms_holds_the_form_of_each():

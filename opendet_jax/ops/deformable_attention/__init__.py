@@ -7,15 +7,13 @@ definition that tests compare them with.
 Method: docs/method.md#2-backbone-neck-encoder.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
-from typing import Any
 
 import jax
 from absl import logging
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, Float
 
@@ -106,32 +104,26 @@ def _map(primitive: Primitive, arrays, axes, *, level_shapes: LevelShapes):
 
 
 def _lower(direction: str, platform: str | None, context, *operands, level_shapes: LevelShapes):
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in context.avals_in)
-    form = _form(direction, platform, shapes, level_shapes)
-    lower = mlir.lower_fun(lambda *arrays: jax.tree.leaves(form(*arrays)), multiple_results=True)
-    return lower(context, *operands)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in context.avals_in]
+    traced = _traced(direction, platform, shapes, level_shapes)
+    return mlir.lower_fun(jaxpr_as_fun(traced), multiple_results=True)(context, *operands)
 
 
-def _form(direction: str, platform: str | None, shapes, level_shapes: LevelShapes) -> Callable[..., Any]:
-    """The platform's kernels, or XLA's operations where it has none or this jax cannot lower them."""
-    plain = partial(getattr(xla, direction), level_shapes=level_shapes)
-    if platform is None:
-        return plain
-    try:
-        kernels = import_module(f"{__name__}.{KERNELS[platform]}")
-        form = partial(getattr(kernels, direction), level_shapes=level_shapes)
-        # A trial in a program of its own: what stops half-way in the caller's cannot be taken out of it again.
-        jax.jit(form).trace(*shapes).lower(lowering_platforms=(platform,))
-    except Exception as error:  # whatever a back end that changed may raise
-        _say(platform, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
-        return plain
-    return form
+def _traced(direction: str, platform: str | None, shapes, level_shapes: LevelShapes) -> ClosedJaxpr:
+    """The platform's kernels, or XLA's operations where it has none or this jax no longer has what they are made of."""
+    if platform is not None:
+        try:
+            kernels = import_module(f"{__name__}.{KERNELS[platform]}")
+            return jax.make_jaxpr(partial(getattr(kernels, direction), level_shapes=level_shapes))(*shapes)
+        except Exception as error:  # whatever a back end that changed may raise
+            _say(platform, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+    return jax.make_jaxpr(partial(getattr(xla, direction), level_shapes=level_shapes))(*shapes)
 
 
 @cache
 def _say(platform: str, reason: str) -> None:
     logging.warning(
-        "deformable attention: jax %s cannot lower the kernels for %s (%s); XLA's own operations do their work, slower",
+        "deformable attention: jax %s cannot make the kernels for %s (%s); XLA's own operations do their work, slower",
         *(jax.__version__, platform, reason),
     )
 
