@@ -64,7 +64,7 @@ bench: $(VENV)/test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
 
-# Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.2 GB).
+# Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.3 GB).
 compile-check: .venv-compile/done
 	JAX_PLATFORMS=cpu .venv-compile/bin/python -m benchmarks.compile_check
 
