@@ -2,16 +2,19 @@
 # Some tests read outside data, in the folders that OPENDET_DATA and OPENDET_VECTORS name; without them they skip.
 
 PYTHON ?= python3
-BIN := .venv/bin
+NEWEST ?= python3.13
+VENV ?= .venv
+BIN := $(VENV)/bin
 RUN ?= runs/scenes_tiny
-MAIN := $(BIN)/python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=$(RUN)
+FLAGS ?=
+MAIN := $(BIN)/python -m opendet_jax.main --config=configs/scenes_tiny.py --workdir=$(RUN) $(FLAGS)
 OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-slow parity lint config-page golden docs bench compile-check venv clean
+.PHONY: run test test-newest test-slow parity lint config-page golden docs bench compile-check venv clean
 
-run: .venv/run
+run: $(VENV)/run
 	$(MAIN) --mode=train
 	@test -e $(RUN)/eval/scenes/metrics.json  # else it was stopped, and has said how it goes on
 	$(MAIN) --mode=predict --config.predict.inputs='$(RUN)/val_*/images/*0.jpg'
@@ -19,16 +22,25 @@ run: .venv/run
 	@ls $(RUN)/curves.png $(RUN)/eval/scenes/*.png $(RUN)/eval/scenes/*.json
 	@echo "$(RUN)/predict: one annotated picture a photograph, and predictions.json"
 
-test: .venv/test
+test: $(VENV)/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
-test-slow: .venv/test
+# Tests and run on a newer Python with the newest packages that requirements.txt allows, in a virtual environment of their
+# own; the run is cut: it shows that all works together, not what the model reaches.
+test-newest:
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) venv
+	.venv-newest/bin/pip install -q --upgrade --upgrade-strategy eager -r requirements.txt -e '.[test]'
+	$(MAKE) VENV=.venv-newest test
+	rm -rf runs/newest
+	$(MAKE) VENV=.venv-newest RUN=runs/newest FLAGS=--config.train.steps=20 run
+
+test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -q -m slow
 
-parity: .venv/test
+parity: $(VENV)/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity --parity-report docs/parity.md
 
-lint: .venv/test
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -36,10 +48,10 @@ lint: .venv/test
 	$(BIN)/python docs/config_page.py --check
 
 # docs/config.md, from opendet_jax/config.py.
-config-page: .venv/test
+config-page: $(VENV)/test
 	$(BIN)/python docs/config_page.py
 
-golden: .venv/test
+golden: $(VENV)/test
 	$(BIN)/python -m tests.golden.parameters
 
 # NO_MKDOCS_2_WARNING: without it Material for MkDocs prints a page about its successor at every build.
@@ -48,23 +60,23 @@ docs: .venv-docs/done
 	@echo "The documentation: site/index.html; with its search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
 # Beside PyTorch, on an otherwise quiet machine; it takes long. Writes docs/benchmarks.md and its pictures.
-bench: .venv/test
+bench: $(VENV)/test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.growth
 
-# Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.2 GB).
+# Compiles the kernels for machines that are not here; the compilers come into a venv of their own (a download of 1.3 GB).
 compile-check: .venv-compile/done
 	JAX_PLATFORMS=cpu .venv-compile/bin/python -m benchmarks.compile_check
 
-venv: .venv/test
+venv: $(VENV)/test
 
-.venv/run: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+$(VENV)/run: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements.txt
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.venv/test: .venv/run
+$(VENV)/test: $(VENV)/run
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@
 
@@ -82,4 +94,4 @@ venv: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv .venv-compile .venv-docs runs site
+	rm -rf .venv .venv-newest .venv-compile .venv-docs runs site

@@ -1,5 +1,6 @@
 """What the benchmarks count and print."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import gpu
 from benchmarks.__main__ import COMPARISONS, PAGE, TABLES, filled
 from benchmarks.comparison import Case, Ours, Result, compare, row
 from benchmarks.multiply_adds import products, seconds_alone, total
@@ -66,7 +68,7 @@ def test_the_page_has_a_place_for_each_table():
         filled(page, "speed", "")
 
 
-@pytest.mark.parametrize("module", [*COMPARISONS, *TABLES, "growth"])
+@pytest.mark.parametrize("module", [*COMPARISONS, *TABLES, "growth", "gpu", "gpu_parts"])
 def test_every_benchmark_has_help(module):
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -79,3 +81,51 @@ def test_the_loader_benchmark_draws_its_own_pictures():
     assert done.returncode == 0, done.stderr
     assert "32 photographs, longer side 640 pixels" in done.stdout
     assert done.stdout.count("\n| 1 | ") == 1
+
+
+def test_the_gpu_page_runs_to_its_end_on_a_cpu(tmp_path):
+    page = tmp_path / "gpu.md"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "20", "--out", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "Cut off" not in text
+    assert "Ended with an error" not in text, text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows].count("| little") == 2 + 4
+    float32 = next(row for row in rows if row[:2] == ["| little", "float32"])
+    assert all(float(error) < 1e-6 for error in float32[2:6])
+    assert [row[0] for row in rows if row[0].startswith("| 1 ×")] == ["| 1 × 32×32"]
+    assert "| naming, 3 prompts, 2 beams, 2 tokens" in [row[0] for row in rows]
+    said = [line.split()[-2:] for line in done.stdout.splitlines()]
+    assert said == [["2", "rows."], ["4", "rows."], ["1", "rows."], ["2", "rows."]]
+
+
+ROW = '{"use": "encoder", "ms": "1.0"}'
+
+
+@pytest.mark.parametrize(
+    ("end", "note"),
+    [
+        ("exec sleep 60", "Cut off after 1 s."),
+        ("echo no memory >&2; exit 3", "Ended with an error (status 3): `no memory`"),
+    ],
+)
+def test_a_part_that_does_not_end_leaves_the_rows_that_it_has(tmp_path, monkeypatch, end, note):
+    program = tmp_path / "python"
+    begun = """{"platform": "gpu", "device": "a GPU", "jax": "1"}"""
+    program.write_text(f"#!/bin/sh\necho '{begun}'\necho '{ROW}'\nprintf '{{\"use'\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    device, outcome = gpu.measure(gpu.PARTS[0], 1.0, tiny=True)
+    assert device["platform"] == "gpu"
+    text = gpu.page("heading", [outcome])
+    assert "| use | ms |\n| --- | --- |\n| encoder | 1.0 |" in text
+    assert note in text
+
+
+def test_without_a_gpu_nothing_is_measured():
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1
+    assert "no GPU: jax finds cpu; --tiny tries the script without one" in done.stderr

@@ -24,6 +24,8 @@ from opendet_jax.files import try_folder, write_json
 CHECKPOINTS, NOTE, TOKENIZER = "checkpoints", "weights.json", "tokenizer"
 KINDS = ("opendet", "swin", "t5", "clip")
 STEP = 0
+ARRAYS = ("params", "opt_state", "average")  # the items of a checkpoint (train/checkpoint.py): trees of arrays,
+NOTES = ("iterator", "config", intact.NOTE)  # and json
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,29 @@ class Converted:
     params: Mapping[str, Any]
 
 
-def _manager(folder: Path, create: bool) -> ocp.CheckpointManager:
+def open_manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager of the checkpoints in `folder`, with its CheckpointManagerOptions.
+
+    Of all items that any checkpoint has, whoever reads or writes which: what has no handler Orbax warns of.
+    """
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for items, handler, arguments in (
+        (ARRAYS, ocp.StandardCheckpointHandler, (ocp.args.StandardSave, ocp.args.StandardRestore)),
+        (NOTES, ocp.JsonCheckpointHandler, (ocp.args.JsonSave, ocp.args.JsonRestore)),
+    ):
+        for item in items:
+            own = handler()
+            for kind in arguments:
+                handlers.add(item, kind, own)
+    # By name, because intact.py relies on it: a checkpoint is complete when it has its final name.
+    # Orbax 1.0 will have what is orbax.checkpoint.v1 today in the place of all this. That reads these checkpoints, but
+    # has no call of post_finalization_callback (0.12.8 takes one there, without effect), by which train/checkpoint.py
+    # adds the checksums before a checkpoint gets that name.
+    atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.ATOMIC_RENAME)
     return ocp.CheckpointManager(
-        (folder / CHECKPOINTS).absolute(),
-        options=ocp.CheckpointManagerOptions(create=create),
-        item_handlers={
-            "params": ocp.StandardCheckpointHandler(),
-            "average": ocp.StandardCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-            # What a run saves beside them (train/checkpoint.py) and nobody reads here; without a handler Orbax warns.
-            "opt_state": ocp.StandardCheckpointHandler(),
-            "iterator": ocp.JsonCheckpointHandler(),
-            intact.NOTE: ocp.JsonCheckpointHandler(),
-        },
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(atomicity_options=atomicity, **options),
+        handler_registry=handlers,
     )
 
 
@@ -83,7 +95,7 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer:
 
 
 def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None) -> None:
-    with _manager(folder, create=True) as manager:
+    with open_manager(folder / CHECKPOINTS, create=True) as manager:
         manager.save(
             STEP,
             args=ocp.args.Composite(
@@ -99,7 +111,7 @@ def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenize
 def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config, parameters) of a checkpoint, on the first device: their moving average, where training kept one."""
     item = _item(folder, step)
-    with _manager(folder, create=False) as manager:
+    with open_manager(folder / CHECKPOINTS, create=False) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step)[item]
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
@@ -117,7 +129,7 @@ def _item(folder: Path, step: int) -> str:
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind."""
     _require_kind(folder, kind)
-    with _manager(folder, create=False) as manager:
+    with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return restored["config"]
 
@@ -126,7 +138,7 @@ def read_shapes(folder: Path, kind: str) -> Converted:
     """What `load` gives, with shapes in the place of arrays. Raises WeightsError as it does."""
     _require_kind(folder, kind)
     step = _newest(folder, "params", "average", "config")
-    with _manager(folder, create=False) as manager:
+    with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         metadata = manager.item_metadata(step)[_item(folder, step)].tree
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)

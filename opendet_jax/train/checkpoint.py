@@ -20,7 +20,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from opendet_jax.checkpoints import intact
-from opendet_jax.checkpoints.folder import CHECKPOINTS
+from opendet_jax.checkpoints.folder import CHECKPOINTS, open_manager
 from opendet_jax.checkpoints.restore import cause, find, has_note
 from opendet_jax.checkpoints.same_config import CheckpointError, check_same
 from opendet_jax.config import Config
@@ -71,21 +71,11 @@ class Checkpoints:
         try:
             if jax.process_index() == 0 and not read_only:
                 self._prepare()
-            self._manager = ocp.CheckpointManager(
+            self._manager = open_manager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    create=not read_only,
-                    preservation_policy=_Preserve(kept),
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._add_manifest),
-                ),
-                item_handlers={
-                    "params": ocp.StandardCheckpointHandler(),
-                    "opt_state": ocp.StandardCheckpointHandler(),
-                    "average": ocp.StandardCheckpointHandler(),
-                    "iterator": ocp.JsonCheckpointHandler(),
-                    "config": ocp.JsonCheckpointHandler(),
-                    intact.NOTE: ocp.JsonCheckpointHandler(),
-                },
+                create=not read_only,
+                preservation_policy=_Preserve(kept),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._add_manifest),
             )
         except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot be used: {error.strerror or error}") from error

@@ -16,15 +16,21 @@ import jaxlib
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from orbax.checkpoint import v1
 
 import opendet_jax
 from opendet_jax.checkpoints.folder import load
 from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.same_config import as_written
 from opendet_jax.config_files import parse_config
 from opendet_jax.train.training_loop import train
 
 ARCHIVE = Path(__file__).with_name("written_before.tar.xz")
 ROUNDING = 1e-4  # other processors round otherwise, and Adam enlarges it where gradients are near zero
+# What shifts a whole channel ahead of a GroupNorm of one channel a group has no gradient but rounding's, of which Adam
+# makes steps, in other directions with another compiler: that they are small is all that can be said of them.
+NO_GRADIENT = [f"{name}/bias" for i in (1, 2) for name in (f"backbone/norm{i}", f"neck/projections_{i - 1}")]
+NOISE = 1e-4  # what is learnt has norms from 4e-3 on
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,10 @@ def test_the_run_goes_on_as_it_would_have(continued, expected):
     assert (step, config.train.steps) == (6, 6)
     found = norms(params)
     assert found.keys() == expected["norms"].keys()
-    np.testing.assert_allclose(list(found.values()), [expected["norms"][name] for name in found], rtol=ROUNDING)
+    wanted = {name: expected["norms"][name] for name in found}
+    for name in NO_GRADIENT:
+        assert max(found.pop(name), wanted.pop(name)) < NOISE
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=ROUNDING)
     rows = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row, then in zip(rows[4:], expected["metrics"], strict=True):
@@ -111,3 +120,11 @@ def test_converted_weights_are_read(before, expected):
     assert converted.kind == "swin"
     assert converted.config["embed_dim"] == 4
     assert norms(converted.params) == pytest.approx(expected["backbone"])
+
+
+def test_the_next_interface_of_orbax_reads_them(before):
+    config, params, _ = restore(before / "run", 4)
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    read = v1.load_checkpointables(before / "run" / "checkpoints" / "4", {"params": wanted, "config": None})
+    assert parse_config(as_written(read["config"])) == config
+    jax.tree.map(np.testing.assert_array_equal, read["params"], params)

@@ -5,6 +5,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 SHAPES = ((5, 7), (3, 4), (1, 2))
 
@@ -34,3 +35,22 @@ def assert_equal_to_rounding(got, want, tolerance=1e-6):
     """Output and gradients, each to `tolerance` of its own largest number (those of locations reach 40)."""
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, np.abs(theirs).max()))
+
+
+MACHINES = {
+    "cpu": AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu"),
+    "cuda": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
+    "tpu": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
+}
+
+
+def lowered(function, args, platform: str, devices: int = 1) -> str:
+    """The program for a platform that need not be here; Pallas asks its device what it can."""
+    mesh = AbstractMesh((devices,), ("data",), (AxisType.Auto,), abstract_device=MACHINES[platform])
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+def kernels_in(text: str) -> dict[str, int]:
+    triton = text.count("__gpu$xla.gpu.triton") + text.count("triton_kernel_call_ffi")
+    return {"triton": triton, "mosaic": text.count("tpu_custom_call")}

@@ -74,6 +74,13 @@ def test_vmap_equals_a_loop():
         assert_equal_to_rounding([x[i] for x in mapped], fast(*(x[i] for x in args)))
 
 
+def test_without_jit():
+    args = arguments(shapes=((2, 3),), queries=2, points=1)
+    with jax.disable_jit():
+        alone = with_gradients(deformable_attention, ((2, 3),))(*args)
+    assert_equal_to_rounding(alone, with_gradients(reference.deformable_attention, ((2, 3),))(*args))
+
+
 def test_bfloat16_values_accumulate_in_float32():
     value, locations, weights, cotangent = arguments()
     value, cotangent = value.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16)

@@ -6,16 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from opendet_jax.ops.deformable_attention import (
+    _say,
     deformable_attention,
     pallas_gpu,
     pallas_tpu,
     reference,
     xla,
 )
-from tests.ops.deformable_attention_cases import arguments, assert_equal_to_rounding, with_gradients
+from tests.ops.deformable_attention_cases import (
+    arguments,
+    assert_equal_to_rounding,
+    kernels_in,
+    lowered,
+    with_gradients,
+)
 
 FORMS = {"gpu": pallas_gpu, "tpu": pallas_tpu}
 SHAPES = ((5, 7), (1, 2))
@@ -92,24 +98,6 @@ def test_bfloat16_rounds_no_more_than_once_a_term(name):
     assert_equal_to_rounding(got[2:], want[2:])
 
 
-MACHINES = {
-    "cpu": AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu"),
-    "cuda": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
-    "tpu": AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu"),
-}
-
-
-def lowered(function, args, platform: str) -> str:
-    mesh = AbstractMesh((1,), ("one",), (AxisType.Auto,), abstract_device=MACHINES[platform])
-    with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
-
-
-def kernels_in(text: str) -> dict[str, int]:
-    triton = text.count("__gpu$xla.gpu.triton") + text.count("triton_kernel_call_ffi")
-    return {"triton": triton, "mosaic": text.count("tpu_custom_call")}
-
-
 @pytest.mark.parametrize(
     ("platform", "kernels"),
     [
@@ -141,3 +129,33 @@ def test_each_platform_gets_its_own_form(platform, kernels, queries, width, poin
 def test_kernels_lower_under_vmap(platform, kernel, count):
     args = [jnp.stack([x, x]) for x in arguments()]
     assert kernels_in(lowered(jax.vmap(with_gradients(deformable_attention)), args, platform))[kernel] == count
+
+
+@pytest.mark.parametrize(("platform", "kernel", "count"), [("cuda", "triton", 2), ("tpu", "mosaic", 3)])
+def test_kernels_lower_in_a_program_for_several_devices(platform, kernel, count):
+    assert kernels_in(lowered(with_gradients(deformable_attention), arguments(), platform, devices=2))[kernel] == count
+
+
+@pytest.mark.parametrize("changed", ["load", "CompilerParams"])
+def test_where_the_back_end_has_changed_xla_does_the_work_and_it_is_said_once(changed, monkeypatch, caplog):
+    def refuse(*args, **keywords):
+        raise TypeError("other arguments are wanted")
+
+    monkeypatch.setattr(pallas_gpu.plgpu, changed, refuse)
+    _say.cache_clear()
+    jax.clear_caches()
+    texts = [
+        lowered(with_gradients(deformable_attention, shapes), arguments(shapes=shapes), "cuda")
+        for shapes in [SHAPES, SHAPES[:1]]
+    ]
+    jax.clear_caches()
+    assert [kernels_in(text)["triton"] for text in texts] == [0, 0]
+    assert ["stablehlo.gather" in text for text in texts] == [True, True]
+    assert caplog.text.count("cannot make the kernels for cuda (TypeError: other arguments are wanted)") == 1
+
+
+def test_a_program_for_several_platforms_holds_the_form_of_each():
+    exported = jax.export.export(jax.jit(with_gradients(deformable_attention)), platforms=("cpu", "tpu"))(*arguments())
+    text = exported.mlir_module()
+    assert text.count("tpu_custom_call") == 3
+    assert "stablehlo.gather" in text

@@ -45,6 +45,29 @@ def test_round_trip_is_exact(tmp_path, state):
     assert iterator == {"next_index": 3}
 
 
+def test_orbax_is_asked_for_renaming_by_its_name_and_for_nothing_it_deprecates(tmp_path, monkeypatch):
+    asked = []
+
+    class Noted(ocp.CheckpointManager):
+        def __init__(self, directory, **keywords):
+            asked.append(keywords)
+            super().__init__(directory, **keywords)
+
+    monkeypatch.setattr(ocp, "CheckpointManager", Noted)
+    Checkpoints(tmp_path, Config()).close()
+    assert set(asked[0]) == {"options", "handler_registry"}
+    assert asked[0]["options"].atomicity_options.mode == ocp.options.AtomicityMode.ATOMIC_RENAME
+    saved = {item for item, arguments in asked[0]["handler_registry"].get_all_entries() if "Save" in arguments.__name__}
+    assert saved - {"metrics"} == {
+        "params",
+        "opt_state",
+        "average",
+        "iterator",
+        "config",
+        "run",
+    }  # metrics: Orbax's own
+
+
 def test_restore_for_inference(tmp_path, state):
     config = dataclasses.replace(Config(), name="mine")
     save(tmp_path, state, config)

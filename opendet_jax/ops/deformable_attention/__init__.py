@@ -1,22 +1,29 @@
 """Multi-scale deformable attention: each query reads a few points of a feature pyramid, bilinearly, and sums them.
 
-One operation, three forms: `xla` (any platform), `pallas_gpu` and `pallas_tpu`, chosen when a program is compiled for
-its platform. Each form has a `forward` and a `backward`; `reference` is the definition that tests compare them with.
+One operation, three forms: `xla` (any platform), `pallas_gpu` and `pallas_tpu`, chosen when a program is lowered for
+its platform; Pallas is imported then and not before. Each form has a `forward` and a `backward`; `reference` is the
+definition that tests compare them with.
 
 Method: docs/method.md#2-backbone-neck-encoder.
 """
 
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 
 import jax
-from jax import lax
+from absl import logging
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
 from jaxtyping import Array, Float
 
-from opendet_jax.ops.deformable_attention import pallas_gpu, pallas_tpu, xla
+from opendet_jax.ops.deformable_attention import xla
 from opendet_jax.ops.deformable_attention.reference import LevelShapes
 from opendet_jax.ops.devices import on_each_device
 
 __all__ = ["deformable_attention"]
+
+KERNELS = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}  # modules beside this one
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -55,19 +62,84 @@ def _check(value, level_shapes: LevelShapes, locations, weights) -> None:
         )
 
 
-# jit keeps the traces: a model has tens of layers of few different shapes, and every trace sees all three forms.
+def _primitive(direction: str) -> Primitive:
+    """What a traced program holds of the operation: shapes alone, until its platform is known.
+
+    `lax.platform_dependent` would do without, but traces every platform's form, and so needs Pallas everywhere.
+    """
+    primitive = Primitive(f"deformable_attention_{direction}")
+    primitive.multiple_results = True
+    primitive.def_abstract_eval(_RESULTS[direction])
+    primitive.def_impl(partial(_without_jit, direction))
+    batching.primitive_batchers[primitive] = partial(_map, primitive)
+    mlir.register_lowering(primitive, partial(_lower, direction, None))
+    for platform in KERNELS:
+        mlir.register_lowering(primitive, partial(_lower, direction, platform), platform=platform)
+    return primitive
+
+
+def _forward_results(value, locations, weights, *, level_shapes: LevelShapes):
+    batch, queries, heads = locations.shape[:3]
+    return [ShapedArray((batch, queries, heads * value.shape[-1]), value.dtype)]
+
+
+def _backward_results(value, locations, weights, cotangent, *, level_shapes: LevelShapes):
+    return [ShapedArray(x.shape, x.dtype) for x in (value, locations, weights)]
+
+
+_RESULTS = {"forward": _forward_results, "backward": _backward_results}
+
+
+def _without_jit(direction: str, *arrays, level_shapes: LevelShapes):
+    """Under `jax.disable_jit`: XLA's operations, one by one."""
+    return jax.tree.leaves(getattr(xla, direction)(*arrays, level_shapes=level_shapes))
+
+
+def _map(primitive: Primitive, arrays, axes, *, level_shapes: LevelShapes):
+    """Under vmap: what is mapped over are more images."""
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    arrays = [batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True)]
+    results = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in arrays), level_shapes=level_shapes)
+    return [x.reshape(size, -1, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def _lower(direction: str, platform: str | None, context, *operands, level_shapes: LevelShapes):
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in context.avals_in]
+    traced = _traced(direction, platform, shapes, level_shapes)
+    return mlir.lower_fun(jaxpr_as_fun(traced), multiple_results=True)(context, *operands)
+
+
+def _traced(direction: str, platform: str | None, shapes, level_shapes: LevelShapes) -> ClosedJaxpr:
+    """The platform's kernels, or XLA's operations where it has none or this jax no longer has what they are made of."""
+    if platform is not None:
+        try:
+            kernels = import_module(f"{__name__}.{KERNELS[platform]}")
+            return jax.make_jaxpr(partial(getattr(kernels, direction), level_shapes=level_shapes))(*shapes)
+        except Exception as error:  # whatever a back end that changed may raise
+            _say(platform, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+    return jax.make_jaxpr(partial(getattr(xla, direction), level_shapes=level_shapes))(*shapes)
+
+
+@cache
+def _say(platform: str, reason: str) -> None:
+    logging.warning(
+        "deformable attention: jax %s cannot make the kernels for %s (%s); XLA's own operations do their work, slower",
+        *(jax.__version__, platform, reason),
+    )
+
+
+_forward_p, _backward_p = _primitive("forward"), _primitive("backward")
+
+
+# jit keeps the lowered programs: a model has tens of layers of few different shapes.
 @partial(jax.jit, static_argnums=0)
 def _forward(level_shapes: LevelShapes, value, locations, weights):
-    forms = {"default": xla.forward, "cuda": pallas_gpu.forward, "tpu": pallas_tpu.forward}
-    forms = {platform: partial(form, level_shapes=level_shapes) for platform, form in forms.items()}
-    return lax.platform_dependent(value, locations, weights, **forms)
+    return _forward_p.bind(value, locations, weights, level_shapes=level_shapes)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _backward(level_shapes: LevelShapes, value, locations, weights, cotangent):
-    forms = {"default": xla.backward, "cuda": pallas_gpu.backward, "tpu": pallas_tpu.backward}
-    forms = {platform: partial(form, level_shapes=level_shapes) for platform, form in forms.items()}
-    return lax.platform_dependent(value, locations, weights, cotangent, **forms)
+    return tuple(_backward_p.bind(value, locations, weights, cotangent, level_shapes=level_shapes))
 
 
 def _save(value, level_shapes: LevelShapes, locations, weights):

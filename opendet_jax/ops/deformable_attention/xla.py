@@ -114,7 +114,7 @@ def _spread(
     parts = max(1, -(-batch * queries * heads // ROWS_AT_ONCE))
     each = -(-queries // parts)
 
-    def cut(x: Array, axis: int, part: Int[Array, ""]) -> Array:
+    def cut(x: Array, axis: int, part: int | Int[Array, ""]) -> Array:
         return lax.dynamic_slice_in_dim(x, part * each, each, axis)
 
     def padded(x: Array, axis: int) -> Array:
