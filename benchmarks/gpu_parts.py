@@ -27,9 +27,8 @@ from opendet_jax.ops.deformable_attention import reference
 from opendet_jax.parallel.mesh import make_mesh, place_batch
 from opendet_jax.scaling.machines import MACHINES
 from opendet_jax.scaling.program import largest_bucket, products
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import fresh_state, make_optimizer
 from opendet_jax.train.step import jit_step, make_train_step
-from opendet_jax.train.train_state import fresh_state
 
 Row = dict[str, Any]
 DTYPES = (jnp.float32, jnp.bfloat16)

@@ -136,9 +136,8 @@ def whole() -> Ours:
     from opendet_jax.config_files import parse_config
     from opendet_jax.model.opendet import OpenDet, init_params
     from opendet_jax.parallel.mesh import make_mesh, place_batch
-    from opendet_jax.train.optimizer import make_optimizer
+    from opendet_jax.train.optimizer import fresh_state, make_optimizer
     from opendet_jax.train.step import jit_step, make_train_step
-    from opendet_jax.train.train_state import fresh_state
 
     config = parse_config(get_config())
     slots, width = config.data.max_objects, config.model.text_width

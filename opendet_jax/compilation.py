@@ -1,4 +1,4 @@
-"""XLA's compiled programs kept on disk, so that only the first run of a config waits for the compiler."""
+"""How programs are compiled, and kept on disk, so that only the first run of a config waits for the compiler."""
 
 import os
 from pathlib import Path
@@ -11,3 +11,14 @@ def enable_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "opendet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """Of `jax.jit` for a program of thousands of operations.
+
+    On CPUs XLA hands sums, too, to a library (YNN) and looks each of them up among all operations when it loads the
+    program from disk; a full training step's took minutes. Products still go there.
+    """
+    if platform != "cpu":
+        return {}
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}

@@ -9,9 +9,8 @@ import pytest
 
 from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.model.opendet import OpenDet, init_params
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import TrainState, make_optimizer
 from opendet_jax.train.step import make_train_step
-from opendet_jax.train.train_state import TrainState
 from tests.golden.parameters import CONFIGS, FOLDER, shipped, table
 
 

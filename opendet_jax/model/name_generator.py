@@ -95,11 +95,12 @@ class NameGenerator(nn.Module):
         t5, variables = self.t5.unbind()  # a pure function, as a loop needs it
         packing = pack(names, min(ROW_CHUNK, len(names)))
 
-        def encode(shared, chunk) -> Any:
+        def encode(shared, chunk):
             params, prompts = shared
             row, words = chunk
             keys = None if words is None else _keys(words, ENCODER)[:, None]
-            return t5.apply({"params": params}, prompts[row][:, None], keys, method=T5.encode)[:, 0]
+            memory: Any = t5.apply({"params": params}, prompts[row][:, None], keys, method=T5.encode)
+            return memory[:, 0]
 
         own = {"encoder": variables["params"]["encoder"]}
         row = packing.places.row

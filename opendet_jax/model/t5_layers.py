@@ -44,7 +44,7 @@ class Dropout:
         """`numbers` of a token in all layers; its `position` in its name, below `longest`."""
 
         def draw(key) -> Bool[Array, "n"]:
-            words = jax.random.bits(key, -(-numbers // 2))  # 32 bits, for two numbers: drawing is what takes the time
+            words = jax.random.bits(key, (-(-numbers // 2),))  # of 32 bits, for two numbers each
             return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:numbers] < round((1.0 - rate) * 2**16)
 
         self._kept, self._taken, self._rate = jax.vmap(jax.vmap(draw))(keys), 0, rate

@@ -14,9 +14,8 @@ from opendet_jax.batch import Batch, Images, Objects
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
 from opendet_jax.model.opendet import OpenDet
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import abstract_state, make_optimizer
 from opendet_jax.train.step import jit_step, make_train_step
-from opendet_jax.train.train_state import abstract_state
 
 
 class TooLargeError(InputError):

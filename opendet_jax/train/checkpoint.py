@@ -25,7 +25,7 @@ from opendet_jax.checkpoints.restore import cause, find, has_note
 from opendet_jax.checkpoints.same_config import CheckpointError, check_same
 from opendet_jax.config import Config
 from opendet_jax.config_files import config_hash
-from opendet_jax.train.train_state import TrainState
+from opendet_jax.train.optimizer import TrainState
 
 IteratorState = dict[str, Any]
 ANSWERS = 64  # that `ask_once` remembers: a save asks about a folder for each of its items

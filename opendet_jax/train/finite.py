@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from opendet_jax.data.pipeline import TrainingBatch
 from opendet_jax.errors import InputError
-from opendet_jax.train.train_state import TrainState
+from opendet_jax.train.optimizer import TrainState
 
 Policy = Literal["stop", "skip"]
 REFUSED = "refused"  # the term that counts refused updates

@@ -1,4 +1,4 @@
-"""AdamW with one learning rate for each part of the model, and parameters that stay frozen.
+"""AdamW with one learning rate for each part of the model, parameters that stay frozen, and the state of training.
 
 A frozen parameter gets no update and no weight decay, its Adam moments do not move, and its gradient does not count in
 the clipping norm.
@@ -6,15 +6,20 @@ the clipping norm.
 Method: docs/method.md#11-total-loss-and-optimizer.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from opendet_jax.config import Ablation, OptimizerConfig
+from opendet_jax.config import Ablation, Config, OptimizerConfig
+from opendet_jax.model.opendet import OpenDet, init_params
+from opendet_jax.parallel.sharding import partition
 
 HEAD = ("name_generator", "t5", "lm_head", "kernel")
 EMBEDDING = ("name_generator", "t5", "shared", "embedding")
@@ -132,3 +137,36 @@ def describe_rates(config: OptimizerConfig) -> str:
     if config.decay_steps:
         line += f", a tenth from step {' and '.join(f'{step:,}' for step in config.decay_steps)} on"
     return line
+
+
+@struct.dataclass
+class TrainState:
+    """Arrays; or, in the same places, their shapes or shardings."""
+
+    step: Any  # Int[Array, ""]: steps taken
+    params: Any  # dict[str, Any]
+    opt_state: optax.OptState
+    refused: Any = struct.field(default_factory=lambda: jnp.zeros((), jnp.int32))  # Int[Array, ""]: updates, finite.py
+    average: Any = None  # dict[str, Any]: moving average of `params`, where train.ema is not 0
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The parameters that are evaluated, and the model that training makes."""
+        return self.params if self.average is None else self.average
+
+
+def fresh_state(params: dict[str, Any], optimizer: optax.GradientTransformation, config: Config) -> TrainState:
+    """The state of step 0."""
+    average = jax.tree.map(jnp.copy, params) if config.train.ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average=average)
+
+
+def abstract_state(model: OpenDet, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh) -> Any:
+    """A TrainState of shapes, types and shardings in place of arrays: what a checkpoint is restored into."""
+    params = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    shapes = jax.eval_shape(partial(fresh_state, optimizer=optimizer, config=config), params)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        partition(shapes, mesh),
+    )

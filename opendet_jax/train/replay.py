@@ -25,9 +25,8 @@ from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import check_batch, make_mesh, own_rows, place_batch
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import Sent
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import abstract_state, make_optimizer
 from opendet_jax.train.step import step_gradients
-from opendet_jax.train.train_state import abstract_state
 
 FOLDER = "non_finite"
 # From the losses back to the image: a gradient that is not finite spreads in this order.

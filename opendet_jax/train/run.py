@@ -44,10 +44,9 @@ from opendet_jax.parallel.sharding import partition
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
 from opendet_jax.train.metrics import MetricsLog, best_step
-from opendet_jax.train.optimizer import describe_rates, make_optimizer
+from opendet_jax.train.optimizer import TrainState, abstract_state, describe_rates, fresh_state, make_optimizer
 from opendet_jax.train.replay import replayed_steps
 from opendet_jax.train.step import jit_step, make_train_step
-from opendet_jax.train.train_state import TrainState, abstract_state, fresh_state
 from opendet_jax.weights.init import check_start, describe, initialise
 
 

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from opendet_jax.batch import Batch
+from opendet_jax.compilation import compiler_options
 from opendet_jax.config import Config
 from opendet_jax.losses.naming import draw_text_noise
 from opendet_jax.losses.total import training_losses
@@ -24,8 +25,7 @@ from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import by_example, replicated
 from opendet_jax.parallel.sharding import gathered, partition, stored
 from opendet_jax.train.finite import keep_finite
-from opendet_jax.train.optimizer import without_frozen_gradients
-from opendet_jax.train.train_state import TrainState
+from opendet_jax.train.optimizer import TrainState, without_frozen_gradients
 
 Gradients = Callable[[Any, Batch, Any], tuple[dict[str, Any], Any]]  # (params, batch, key) → (loss terms, gradients)
 Terms = dict[str, Float[Array, ""]]
@@ -36,7 +36,7 @@ def loss_function(model: OpenDet, config: Config) -> Callable[..., tuple[Float[A
 
     def loss(params, batch: Batch, key) -> tuple[Float[Array, ""], Terms]:
         params = without_frozen_gradients(params, config.optimizer, config.ablation)
-        box_key, text_key, dropout_key, distiller_key, naming_key = jax.random.split(key, 5)
+        box_key, text_key, dropout_key, naming_key, distiller_key = jax.random.split(key, 5)
         images, objects = batch.images, batch.objects
         count, slots = objects.valid.shape[0], denoising_slots(config.model, objects.valid.shape[1])
         randoms = draw_randoms(box_key, count, slots, config.model.denoising_labels)
@@ -124,6 +124,7 @@ def jit_step(step: Callable[[TrainState, Batch], tuple[TrainState, Terms]], stat
         in_shardings=(where, by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 

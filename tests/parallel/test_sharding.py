@@ -15,8 +15,7 @@ from opendet_jax.config_files import parse_config
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import AXES, MeshError, check_batch, describe_mesh, make_mesh, mesh_sizes
 from opendet_jax.parallel.sharding import RULES, partition, path_of, rule_of
-from opendet_jax.train.optimizer import describe_rates, make_optimizer
-from opendet_jax.train.train_state import abstract_state
+from opendet_jax.train.optimizer import abstract_state, describe_rates, make_optimizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

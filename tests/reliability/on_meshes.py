@@ -16,8 +16,7 @@ from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import make_mesh
 from opendet_jax.parallel.processes import join_processes
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.train_state import TrainState, abstract_state
+from opendet_jax.train.optimizer import TrainState, abstract_state, make_optimizer
 from tests.reliability import toy
 from tests.reliability.programs import tiny
 

@@ -19,8 +19,7 @@ from opendet_jax.config import Config
 from opendet_jax.config_files import parse_config
 from opendet_jax.parallel.mesh import make_mesh
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.train_state import TrainState, abstract_state
+from opendet_jax.train.optimizer import TrainState, abstract_state, make_optimizer
 from tests.reliability.tiny import get_config
 
 TOY, WHOLE = "tests.reliability.toy", "opendet_jax.main"

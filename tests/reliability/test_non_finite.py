@@ -18,8 +18,8 @@ from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.train import replay as replay_module
 from opendet_jax.train.finite import REFUSED, NonFiniteError, keep_finite
+from opendet_jax.train.optimizer import TrainState
 from opendet_jax.train.replay import ReplayError, load_batch, replay
-from opendet_jax.train.train_state import TrainState
 from opendet_jax.train.training_loop import train
 from tests.reliability.programs import (
     assert_same_checkpoint,

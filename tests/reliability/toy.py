@@ -96,12 +96,12 @@ def batch_of_step(source: TrainingSource, step: int) -> TrainingBatch:
 
 def install(put: Callable[[Any, str, Any], None]) -> None:
     """Puts the small model into the program's place of the large one by `put(module, name, value)`."""
-    from opendet_jax.train import run, step, train_state
+    from opendet_jax.train import optimizer, run, step
 
     put(step, "loss_function", loss_function)
     put(run, "init_params", compiled_params)
     put(run, "evaluate", evaluate)
-    put(train_state, "init_params", init_params)
+    put(optimizer, "init_params", init_params)
     put(TrainingSource, "__getitem__", batch_of_step)
 
 

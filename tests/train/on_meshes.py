@@ -23,8 +23,8 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.parallel.mesh import local_copy, make_mesh, own_rows, place_batch
 from opendet_jax.parallel.processes import is_first, join_processes
 from opendet_jax.parallel.sharding import partition
+from opendet_jax.train.optimizer import fresh_state
 from opendet_jax.train.step import jit_step, make_train_step
-from opendet_jax.train.train_state import fresh_state
 from tests.model.conftest import TINY
 
 STEPS = 5

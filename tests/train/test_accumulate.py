@@ -12,9 +12,8 @@ from opendet_jax.checkpoints.restore import restore
 from opendet_jax.config import Config, ConfigError
 from opendet_jax.config_files import parse_config
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import fresh_state, make_optimizer
 from opendet_jax.train.step import accumulated, moving_average
-from opendet_jax.train.train_state import fresh_state
 
 COUNTS = np.array([2, 0, 3, 1, 0, 4])
 

@@ -14,8 +14,7 @@ from opendet_jax.checkpoints.same_config import CheckpointError, check_same, in_
 from opendet_jax.config import Config, DatasetPaths
 from opendet_jax.train import checkpoint as module
 from opendet_jax.train.checkpoint import Checkpoints
-from opendet_jax.train.optimizer import make_optimizer
-from opendet_jax.train.train_state import TrainState
+from opendet_jax.train.optimizer import TrainState, make_optimizer
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.parallel.mesh import make_mesh, place_batch
 from opendet_jax.parallel.sharding import partition
 from opendet_jax.train import step as step_module
-from opendet_jax.train.optimizer import make_optimizer
+from opendet_jax.train.optimizer import TrainState, fresh_state, make_optimizer
 from opendet_jax.train.step import jit_step, make_train_step, step_gradients
-from opendet_jax.train.train_state import TrainState, fresh_state
 from tests.model.conftest import TINY
 
 CONFIG = replace(Config(), model=TINY)
