@@ -12,6 +12,7 @@ from benchmarks import gpu
 from benchmarks.__main__ import COMPARISONS, PAGE, TABLES, filled
 from benchmarks.comparison import Case, Ours, Result, compare, row
 from benchmarks.multiply_adds import products, seconds_alone, total
+from benchmarks.parts import own_seconds, profile, table
 
 
 def test_multiply_adds_of_products_convolutions_and_loops():
@@ -129,3 +130,27 @@ def test_without_a_gpu_nothing_is_measured():
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 1
     assert "no GPU: jax finds cpu; --tiny tries the script without one" in done.stderr
+
+
+def test_seconds_are_those_of_the_operation_itself():
+    """On its thread, without what lies within it."""
+    spans = [("a", 1, 0, 10), ("b", 1, 2, 3), ("c", 1, 3, 1), ("b", 1, 6, 2), ("a", 2, 4, 5), ("d", 1, 10, 1)]
+    events = [{"name": n, "pid": 0, "tid": t, "ts": ts * 1e6, "dur": dur * 1e6} for n, t, ts, dur in spans]
+    assert own_seconds(events) == {"a": 5 + 5, "b": 2 + 2, "c": 1, "d": 1}
+
+
+def test_a_profile_by_part():
+    """Forward and backward of two parts, by the names that the modules give their operations."""
+
+    def train_step(x):
+        with jax.named_scope("backbone"):
+            x = jnp.sin(x @ x)
+        with jax.named_scope("decoder/layer"):
+            return jnp.cos(x @ x).sum()
+
+    x = jnp.ones((400, 400))
+    program = jax.jit(jax.grad(train_step)).lower(x).compile()
+    parts = profile(lambda: jax.block_until_ready(program(x)), program.as_text())
+    assert {"backbone", "backbone, backward", "decoder", "decoder, backward"} <= set(parts)
+    assert all(seconds > 0 for seconds in parts.values())
+    assert table(parts).count("\n") == len(parts) + 1
