@@ -84,6 +84,7 @@ def test_the_loader_benchmark_draws_its_own_pictures():
     assert done.stdout.count("\n| 1 | ") == 1
 
 
+@pytest.mark.slow  # it compiles a detector and a training step: two minutes
 def test_the_gpu_page_runs_to_its_end_on_a_cpu(tmp_path):
     page = tmp_path / "gpu.md"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes", "20", "--out", str(page)]

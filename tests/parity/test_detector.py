@@ -297,12 +297,13 @@ def test_whole_model_in_training(train_vectors):
     randoms = noise(vectors, "dn/random", counts, slots)
 
     def forward(params, images, objects, randoms):
-        return OpenDet(CONFIG).apply(
-            {"params": params}, images, objects, randoms, deterministic=True, capture_intermediates=captured
-        )
+        model, options = OpenDet(CONFIG), {"deterministic": True, "capture_intermediates": captured}
+        out, state = model.apply({"params": params}, images, objects, randoms, **options)
+        last = [jnp.concatenate(list(x[-2:]), axis=1) for x in (out.decoded.hidden, out.decoded.boxes)]
+        _, distilled = model.apply({"params": params}, *last, out.features, out.memory, method="distil", **options)
+        return out, state["intermediates"] | distilled["intermediates"]
 
-    out, state = jax.jit(forward)(params, images_of(vectors), objects, randoms)
-    inside = state["intermediates"]
+    out, inside = jax.jit(forward)(params, images_of(vectors), objects, randoms)
     used, size, most = int(vectors["dn/queries"]), vectors["select/index"].shape[1], int(vectors["dn/single"])
     keep = np.r_[:used, slots : slots + size]
 

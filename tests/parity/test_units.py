@@ -10,7 +10,7 @@ from opendet_jax.model.layers import DeformableAttention, Pyramid
 from opendet_jax.model.neck import sine_embedding
 from opendet_jax.model.query_selection import fill_as_program, proposals, select_best
 from opendet_jax.model.swin import relative_position_index
-from opendet_jax.model.t5 import relative_buckets
+from opendet_jax.model.t5_layers import relative_buckets
 from opendet_jax.ops import boxes as box_ops
 from opendet_jax.ops.boxes import nms
 from opendet_jax.ops.deformable_attention import deformable_attention

@@ -200,7 +200,7 @@ def test_a_full_disk_while_a_shard_is_written(tmp_path):
 
 
 def test_a_killed_process_is_continued(tmp_path):
-    published.visual_genome(tmp_path / "vg", images=100, size=1500)
+    published.visual_genome(tmp_path / "vg", images=40, size=1500)
     prepare(job(tmp_path, out=tmp_path / "whole", images_per_shard=1), progress=False)
     process = run(tmp_path, "--images_per_shard=1", "--workers=1")
     deadline = time.monotonic() + 60
@@ -217,7 +217,7 @@ def test_a_killed_process_is_continued(tmp_path):
 
 
 def test_an_interrupted_process_says_what_is_kept(tmp_path):
-    published.visual_genome(tmp_path / "vg", images=100, size=1500)
+    published.visual_genome(tmp_path / "vg", images=40, size=1500)
     process = run(tmp_path, "--images_per_shard=1", "--workers=1")
     deadline = time.monotonic() + 60
     while len(shards(tmp_path / "out")) < 2 and time.monotonic() < deadline:
@@ -226,7 +226,7 @@ def test_an_interrupted_process_says_what_is_kept(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     finished = len(shards(tmp_path / "out"))
-    expected = f"out: stopped; {finished} of 100 shards are finished and kept, the same command goes on"
+    expected = f"out: stopped; {finished} of 40 shards are finished and kept, the same command goes on"
     assert errors.splitlines()[-1].endswith(expected)
     assert "Traceback" not in errors
 
