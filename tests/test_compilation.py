@@ -1,10 +1,15 @@
 """Where compiled programs are kept, and that the program and the Python interface keep them."""
 
 import os
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from opendet_jax.compilation import compiler_options
 
 PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
 PRINT += "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)"
@@ -42,3 +47,15 @@ def test_the_interface_keeps_them(tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "enable_cache", ask)
     with pytest.raises(Asked):
         detector.load(tmp_path)
+
+
+def test_sums_stay_with_xla_on_cpus():
+    """Products alone are handed to YNN, where by default sums are too; of other platforms nothing is asked."""
+    x = jnp.ones((64, 64))
+
+    def handed_over(options: dict[str, str]) -> int:
+        program = jax.jit(lambda x: (x @ x, jnp.tanh(x).sum(1)), compiler_options=options)
+        return len(re.findall(r"ynn_fusion[.\d]* = ", program.lower(x).compile().as_text()))
+
+    assert 0 < handed_over(compiler_options("cpu")) < handed_over({})
+    assert compiler_options("gpu") == compiler_options("tpu") == {}
