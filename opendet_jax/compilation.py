@@ -16,8 +16,8 @@ def enable_cache() -> None:
 def compiler_options(platform: str) -> dict[str, str]:
     """Of `jax.jit` for a program of thousands of operations.
 
-    On CPUs XLA hands sums, too, to a library (YNN) and looks each of them up among all operations when it loads the
-    program from disk; a full training step's took minutes. Products still go there.
+    On CPUs XLA hands sums, too, to a library (YNN), and looks for each of them among all operations when it loads the
+    program from disk: that of the full training step in 69 s, with products alone handed over in about 43.
     """
     if platform != "cpu":
         return {}

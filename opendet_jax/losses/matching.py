@@ -147,8 +147,8 @@ def shortest_augmenting_paths(cost: Float[Array, "Q M"], wanted: Bool[Array, "M"
 
     Jonker and Volgenant's algorithm as scipy.optimize.linear_sum_assignment has it (D. F. Crouse, On implementing 2D
     rectangular assignment algorithms, 2016), equal costs included: a column after the other gets a query, by the
-    shortest path that gives other queries to those before it. Written here because the loops of a training step run
-    one image's after the other's: optax.assignment looks at one query a round, and gives queries to padding too.
+    shortest path that gives other queries to those before it. Written here because optax.assignment looks at one query
+    a round, gives queries to padding too, and among equal costs chooses otherwise.
     """
     num_queries, num_columns = cost.shape
     by_column = cost.T

@@ -159,11 +159,12 @@ def _alignment_terms(
 class Prompted:
     """The queries that teach by their prompts, of the last layers: denoising positives, then one place an object.
 
-    D + G places of each layer, D half the denoising slots. More queries have no prompt in training.
+    P = N/2 + G places in each of the r layers: at most half the denoising slots are positives. Other queries have no
+    prompt in training.
     """
 
-    query: Int[Array, "A B P"]  # of the K
-    object: Int[Array, "A B P"]  # its object; −1: nobody stands here
+    query: Int[Array, "r B P"]  # of the K
+    object: Int[Array, "r B P"]  # its object; −1: nobody stands here
 
 
 def prompted_queries(training: Training, one_to_one: Matches, layers: int) -> Prompted:
@@ -186,10 +187,10 @@ def prompted_queries(training: Training, one_to_one: Matches, layers: int) -> Pr
 
 
 def _prompts(training: Training, prompted: Prompted, distil: Distil) -> Prompts:
-    """Their VL-prompts, [A, B, P, E]. Queries do not meet in the distiller, so those of all layers go in one row."""
+    """Their VL-prompts, [r, B, P, E]. Queries do not meet in the distiller, so those of all layers go in one row."""
     layers = len(prompted.query)
 
-    def one_row(x: Float[Array, "A B K n"]) -> Float[Array, "B AP n"]:
+    def one_row(x: Float[Array, "A B K n"]) -> Float[Array, "B rP n"]:
         chosen = jnp.take_along_axis(x[-layers:], prompted.query[..., None], axis=2)
         return jnp.concatenate(list(chosen), axis=1)
 

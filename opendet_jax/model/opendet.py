@@ -119,7 +119,11 @@ class OpenDet(nn.Module):
         return detected, Agreement(cosine=cosine, logits=logits)
 
     def __call__(self, images: Images, objects: Objects, randoms: DenoisingRandoms, deterministic: bool) -> Training:
-        """The training pass. Losses: opendet_jax/losses. Random streams: "dropout", unless `deterministic`."""
+        """The training pass up to the aligner. Random streams: "dropout", unless `deterministic`.
+
+        The losses (losses/total.py) match queries and objects, and then call `distil` and `token_losses`: only queries
+        that are matched, and denoising positives, get a prompt.
+        """
         features, memory, queries = self.encode(images, deterministic)
         denoising = self.denoising(objects, randoms)
         stop = jax.lax.stop_gradient  # the decoder does not teach the encoder through its queries

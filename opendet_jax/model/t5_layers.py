@@ -37,7 +37,8 @@ def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, ma
 class Dropout:
     """Dropout as the tokens' own: what a token keeps in all the layers is drawn by its key, wherever it is computed.
 
-    One draw serves every layer: each call takes the next numbers of every token.
+    One draw serves every layer: each call takes the next numbers of every token. A draw has 16 bits, so that `rate` is
+    met to 2⁻¹⁷.
     """
 
     def __init__(self, rate: float, keys: Key[Array, "R T"], numbers: int, position: Int[Array, "T"], longest: int):
@@ -45,7 +46,8 @@ class Dropout:
 
         def draw(key) -> Bool[Array, "n"]:
             words = jax.random.bits(key, (-(-numbers // 2),))  # of 32 bits, for two numbers each
-            return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:numbers] < round((1.0 - rate) * 2**16)
+            drawn = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:numbers]
+            return drawn.astype(jnp.int32) < round((1.0 - rate) * 2**16)  # 2¹⁶ itself is none of 16 bits
 
         self._kept, self._taken, self._rate = jax.vmap(jax.vmap(draw))(keys), 0, rate
         self._position, self._longest = position, longest

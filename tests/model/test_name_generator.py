@@ -160,6 +160,21 @@ def test_dropout_needs_its_key_and_acts(params):
     assert (np.asarray(first != other) == np.asarray(NAMES != 0)).all()
 
 
+def test_a_row_drops_the_same_wherever_it_stands(params):
+    """With its key, in another order and beside fewer rows, as chunks and devices have it."""
+
+    @jax.jit
+    def sample(prompts, tokens, keys):
+        return GENERATOR.apply({"params": params}, prompts, tokens, False, keys, method="token_losses")
+
+    keys = jax.random.split(jax.random.key(2), 4)
+    want = sample(PROMPTS, NAMES, keys)
+    assert np.abs(want - losses(params, PROMPTS, NAMES)).max() > 0.01
+    for order in ([3, 1, 2, 0], [0, 3]):
+        order = jnp.array(order)
+        np.testing.assert_allclose(sample(PROMPTS[order], NAMES[order], keys[order]), want[order], atol=1e-5)
+
+
 def test_without_lora():
     generator = NameGenerator(CONFIG, Ablation(lora_head=False))
     shapes = jax.eval_shape(lambda: generator.init(jax.random.key(0), PROMPTS, NAMES, True, method="token_losses"))

@@ -318,6 +318,7 @@ def test_dropout_drops_a_share_and_scales_the_rest():
         assert values == {0.0, float(np.float32(1) / np.float32(0.9))}
         assert np.mean(np.asarray(kept) > 0) == pytest.approx(0.9, abs=0.03)
     assert (heads == heads[..., :1]).all()
+    assert (Dropout(1e-6, keys, 64, jnp.arange(5), 5).numbers(jnp.ones((40, 5, 64))) > 0).all()
     with pytest.raises(AssertionError):
         dropout.numbers(jnp.ones((40, 5, 1)))  # more than was drawn
 
