@@ -24,6 +24,18 @@ def test_a_plain_place_or_the_one_that_is_named(tmp_path):
         assert done.stdout.strip() == str(tmp_path / place), done.stderr
 
 
+def test_the_program_starts_once_more_with_large_pages():
+    """The flags that it was given are still there: a field that is wrong is found by the process with the variable."""
+    show = "import os, atexit; atexit.register(lambda: print(os.environ.get('GLIBC_TUNABLES')))"
+    main = f"{show}; import runpy; runpy.run_module('opendet_jax.main', run_name='__main__')"
+    flags = ["--config=configs/scenes_tiny.py", "--workdir=nowhere", "--config.model.width=33"]
+    own = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    for given, seen in (({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": ""}, "")):
+        done = subprocess.run([sys.executable, "-c", main, *flags], env=own | given, capture_output=True, text=True)
+        assert "error: config.model.width = 33" in done.stderr
+        assert done.stdout == (f"{seen}\n" if sys.platform == "linux" else "None\n")
+
+
 class Asked(Exception):
     pass
 

@@ -94,15 +94,24 @@ class WindowAttention(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
-    """x Φ(x), whose backward pass reads x alone: erf again costs less than all that JAX keeps for it."""
-    return nn.gelu(x, approximate=False)
+    """x Φ(x) by erf, as PyTorch has it: erfc, which JAX's own takes, costs 2.5 times as much.
+
+    In float32: 1 + erf(x) has few digits left where Φ is small. The backward pass reads x alone: erf again costs less
+    than all that JAX keeps for it.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_backward(x: Float[Array, "*n C"], cotangent: Float[Array, "*n C"]) -> tuple[Float[Array, "*n C"]]:
-    """Φ(x) + x φ(x), multiplied in the order of JAX's own derivative: the digits are the same."""
-    t = -x * math.sqrt(0.5)
-    density = 0.5 * x * cotangent * (2 / math.sqrt(math.pi)) * jnp.exp(-jnp.square(t)) * math.sqrt(0.5)
-    return (density + 0.5 * (cotangent * jax.lax.erfc(t)),)
+    """Φ(x) + x φ(x)."""
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
+    return ((cotangent * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)

@@ -1,6 +1,6 @@
 """Swin: stochastic depth, shifted windows and published sizes; tests/parity has its numbers."""
 
-from functools import partial
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,18 @@ def test_published_sizes(embed_dim, depth, heads, window, millions):
     assert [m.shape for m in maps] == [(1, 64 // s, 64 // s, embed_dim * s // 4) for s in (8, 16, 32)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gelu_and_its_derivative_are_jaxs_bit_for_bit(dtype):
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 3e-7), ("bfloat16", 2**-8)])
+def test_gelu_and_its_derivative(dtype, rounding):
     x, cotangent = 3 * jax.random.normal(jax.random.key(0), (2, 10_000), dtype)
     ours, pull = jax.vjp(gelu, x)
-    theirs, pull_theirs = jax.vjp(partial(jax.nn.gelu, approximate=False), x)
-    np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_array_equal(pull(cotangent)[0], pull_theirs(cotangent)[0])
+    wide = np.asarray(x, np.float64)
+    cdf = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in wide])
+    derivative = cdf + wide * np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
+    assert ours.dtype == x.dtype
+    # 1 + erf is rounded as numbers near 1 are, and |x| is below 12.
+    np.testing.assert_allclose(np.asarray(ours, np.float64), wide * cdf, rtol=rounding, atol=12 * 2**-24)
+    expected = derivative * np.asarray(cotangent, np.float64)
+    np.testing.assert_allclose(np.asarray(pull(cotangent)[0], np.float64), expected, rtol=rounding, atol=5 * 12 * 2**-24)
 
 
 def test_drop_path_needs_a_key_and_drops_whole_samples():
