@@ -82,9 +82,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 def take_large_pages() -> None:
     """Starts the process once more with memory in pages of 2 MiB, which glibc is told of at a start alone.
 
-    XLA on CPUs takes the memory of every step from the kernel and gives it back, and the kernel fills it with zeros, page
-    by page: with pages of 4 KiB that is a sixth of the time of a small step. Other C libraries ignore the variable;
-    where it is set already, it stays as it is.
+    XLA on CPUs takes the memory of every step from the kernel and gives it back, and the kernel fills it with zeros,
+    page by page: with pages of 4 KiB that is a sixth of the time of a small step. Other C libraries ignore the
+    variable; where it is set already, it stays as it is.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -108,6 +108,15 @@ def check_keep_best(metric: str, evaluated: Dataset) -> None:
         )
 
 
+def describe_time(seconds: float) -> str:
+    """About so long, in the unit that one would say it in."""
+    if seconds < 100:
+        return f"about {seconds:.0f} s"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
 class Run:
     """Begins at step 0, or where the workdir's newest undamaged checkpoint was taken.
 
@@ -166,28 +175,44 @@ class Run:
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         self._say(f"{config.name} ({config_hash(config)}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
-        self._bar = tqdm(
-            total=config.train.steps, initial=self.first, unit="step", dynamic_ncols=True, mininterval=1.0,
-            disable=not self._is_first,
-        )  # fmt: skip
+        self._bar: tqdm | None = None  # from the first step on: its rate and the time left are those of steps alone
         self._logged = (self.first, time.monotonic())
 
     def _say(self, text: str) -> None:
         if self._is_first:
-            print(text, flush=True)
+            with tqdm.external_write_mode():  # above the bar
+                print(text, flush=True)
 
     def take_step(self) -> Terms:
         """Draws a batch and sends a step on its way; its loss terms. Raises NonFiniteError for the step before it."""
         sent_from = self.position
         batch = next(self._batches)
+        if self._bar is None:
+            self._say("compiling the training step: minutes the first time, less from the cache of compiled programs")
+        sent_at = time.monotonic()
         with jax.set_mesh(self._mesh):
             self.state, terms = self._take(self.state, place_batch(batch.batch, self._mesh))
+        if self._bar is None:
+            self._begin(terms, sent_at)
         sent = Sent(self.step, batch, sent_from, terms)
         self.step, self.position = self.step + 1, self._batches.get_state()
         self.watch.add(sent)
         self.checkpoints.check()
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.update()
         return terms
+
+    def _begin(self, terms: Terms, sent_at: float) -> None:
+        """Says what the first step came to, and starts the bar after it."""
+        compiled_at = time.monotonic()
+        loss = float(jax.device_get(terms["total"]))
+        self._say(f"compiled in {compiled_at - sent_at:.0f} s; loss {loss:.3f} at the first step")
+        self._bar = tqdm(
+            total=self.config.train.steps, initial=self.first, unit="step", dynamic_ncols=True, mininterval=1.0,
+            disable=not self._is_first,
+        )  # fmt: skip
+        self._bar.set_postfix_str(f"loss {loss:.3f}")
+        self._logged = (self.first + 1, time.monotonic())
 
     def step_back(self, sent: Sent) -> None:
         """To before a step that was refused, and all after it."""
@@ -214,6 +239,12 @@ class Run:
             self._log.write(self.step, values)
         (logged, then), now = self._logged, time.monotonic()
         self._logged = (self.step, now)
+        if self._bar is None or self.step == logged:
+            return
+        if logged == self.first + 1:
+            seconds = (now - then) / (self.step - logged)
+            left = self.config.train.steps - self.step
+            self._say(f"{seconds:.2f} s a step: {left} steps take {describe_time(left * seconds)}, without evaluations")
         rate = (self.step - logged) * self.config.data.batch_size / (now - then)
         self._bar.set_postfix_str(f"loss {values['total']:.3f}, {rate:.1f} images/s")
 
@@ -228,6 +259,9 @@ class Run:
             raise InputError(f"config.train.keep_best = {wanted!r}: the evaluation has {names}")
         if self._is_first:
             self._log.evaluated(self.step, metrics)
+        if self._bar is not None:
+            self._bar.unpause()
+            self._logged = (self.step, time.monotonic())
 
     def say_best(self) -> None:
         """Which of the checkpoints that are left is the best, if more than one was evaluated."""
@@ -236,7 +270,23 @@ class Run:
         if best is not None and best != self.step:
             self._say(f"best {metric}: step {best}, kept in {self.checkpoints.folder / str(best)}")
 
+    def say_where(self) -> None:
+        """What lies where when all is done, and what comes next."""
+        self.stop_bar()
+        evaluated = self.workdir / "eval" / self.config.data.name
+        self._say(
+            f"finished {self.step} steps. In {self.workdir}:\n"
+            f"  {self.checkpoints.folder.name}/{self.step}: the parameters and all that training goes on from\n"
+            "  curves.png, metrics.jsonl: losses and learning rates\n"
+            f"  {evaluated.relative_to(self.workdir)}: metrics, detections and pictures of the evaluation\n"
+            "next: the same command with --mode=predict --config.predict.inputs='photos/*.jpg'"
+        )
+
+    def stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
     def close(self) -> None:
-        self._bar.close()
+        self.stop_bar()
         if self._is_first:
             self._log.close()

@@ -111,10 +111,12 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
     signals.saved(_stopped(run))
     if is_first():
         draw_curves(run.workdir / METRICS, run.workdir / "curves.png")
+    run.stop_bar()
     with signals.interrupting():
         run.evaluate()
     run.checkpoints.close()
     run.say_best()
+    run.say_where()
 
 
 def _due(step: int, every: int, first: int) -> bool:

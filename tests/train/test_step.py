@@ -19,7 +19,8 @@ from opendet_jax.train.optimizer import TrainState, fresh_state, make_optimizer
 from opendet_jax.train.step import jit_step, make_train_step, step_gradients
 from tests.model.conftest import TINY
 
-CONFIG = replace(Config(), model=TINY)
+RATES = dict.fromkeys(("detector_rate", "backbone_rate", "generator_rate"), 3e-3)  # at which 60 steps are enough
+CONFIG = replace(Config(), model=TINY, optimizer=replace(Config().optimizer, **RATES))
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,24 @@ def batch() -> Batch:
 
 
 def run(config: Config, batch: Batch, steps: int) -> tuple[dict, dict, list[dict[str, float]]]:
-    """(parameters before, parameters after, terms of each step), flat by path."""
+    """(parameters before, parameters after two steps, terms of each step), flat by path."""
     model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
     params = init_params(model, jax.random.key(0))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     step, terms = jax.jit(make_train_step(model, optimizer, config)), []
-    for _ in range(steps):
+    after = {}
+    for number in range(steps):
         state, values = step(state, batch)
         terms.append({name: float(value) for name, value in values.items()})
-    assert int(state.step) == steps
-    return flatten_dict(jax.device_get(params)), flatten_dict(jax.device_get(state.params)), terms
+        assert int(state.step) == number + 1
+        if number == 1:
+            after = jax.device_get(state.params)
+    return flatten_dict(jax.device_get(params)), flatten_dict(after), terms
 
 
 @pytest.fixture(scope="module")
 def default(batch):
-    return run(CONFIG, batch, 2)
+    return run(CONFIG, batch, 60)
 
 
 def test_everything_moves_but_what_is_frozen(default):
@@ -70,7 +74,7 @@ def test_everything_moves_but_what_is_frozen(default):
 
 def test_the_same_seed_gives_the_same_bits(default, batch):
     _, after, terms = run(CONFIG, batch, 2)
-    assert terms == default[2]
+    assert terms == default[2][:2]
     for path, value in default[1].items():
         np.testing.assert_array_equal(after[path], value)
 
@@ -116,12 +120,12 @@ def test_bfloat16_is_for_activations_alone(batch, monkeypatch, fields):
     model, optimizer = OpenDet(config.model, config.ablation), make_optimizer(config.optimizer, config.ablation)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     state = jax.eval_shape(lambda params: fresh_state(params, optimizer, config), params)
-    terms, grads = jax.eval_shape(step_gradients(model, config), params, batch, state.step)
+    traced = jax.make_jaxpr(step_gradients(model, config), return_shape=True)
+    jaxpr, (terms, grads) = traced(params, batch, state.step)
     new, step_terms = jax.eval_shape(make_train_step(model, optimizer, config), state, batch)
     floats = [x for x in jax.tree.leaves((params, terms, grads, new, step_terms)) if x.dtype.kind == "f"]
     assert {x.dtype for x in floats} == {jnp.float32.dtype}
-    jaxpr = str(jax.make_jaxpr(step_gradients(model, config))(params, batch, state.step))
-    assert jaxpr.count("bf16[") > 1000
+    assert str(jaxpr).count("bf16[") > 1000
 
 
 def test_the_old_state_is_used_up():
@@ -142,10 +146,7 @@ def test_the_old_state_is_used_up():
     assert float(last.params["bias"][0]) == 13
 
 
-def test_losses_fall_on_one_batch(batch):
-    optimizer = replace(CONFIG.optimizer, detector_rate=3e-3, backbone_rate=3e-3, generator_rate=3e-3)
-    optimizer = replace(optimizer, freeze_head_steps=0, freeze_embedding_steps=0)
-    _, _, terms = run(replace(CONFIG, optimizer=optimizer), batch, 60)
-    first, last = terms[0], terms[-1]
+def test_losses_fall_on_one_batch(default):
+    first, last = default[2][0], default[2][-1]
     for name in ("l1/layer_4", "giou/layer_4", "focal/layer_4", "alignment/layer_1", "distillation/layer_4", "naming"):
         assert last[name] < 0.8 * first[name], f"{name}: {first[name]} → {last[name]}"
