@@ -87,6 +87,13 @@ def parse_config(values: Mapping[str, Any] | ConfigDict) -> Config:
     return config
 
 
+WITHOUT_DATA = """
+  Your own:                                  --config.data.train.annotations=mine.json --config.data.train.images=photos
+  Visual Genome (15 GB), COCO, LVIS (19 GB): docs/data.md has the commands that get and prepare them
+  Nothing to download, the full-size model:  --config=configs/swin_t.py:scenes
+  Nothing to download, one that soon learns: --config=configs/scenes_tiny.py"""
+
+
 def check_paths(config: Config, mode: str) -> None:
     """Raises ConfigError where a file or folder that a mode of the program needs is not named, or not there."""
     data = config.data
@@ -115,7 +122,7 @@ def check_paths(config: Config, mode: str) -> None:
 
 def _check_data_set(name: str, paths: DatasetPaths) -> None:
     if not paths.annotations:
-        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form")
+        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form{WITHOUT_DATA}")
     annotations = Path(paths.annotations)
     _require(annotations.exists(), f"{name}.annotations", paths.annotations, "a json or a folder that is there")
     if not annotations.is_dir():

@@ -22,9 +22,9 @@ from ml_collections import config_flags
 from opendet_jax.config import Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of checkpoints, metrics and results; empty: runs/<config.name>.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "replay"], "What to do.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def main(_: Sequence[str]) -> None:
     try:
         config = read_flag(CONFIG)
         check_paths(config, MODE.value)
-        run(MODE.value, config, Path(str(WORKDIR.value)))
+        run(MODE.value, config, Path(WORKDIR.value or f"runs/{config.name}"))
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from configs import swin_t
 from opendet_jax.config import Config, ConfigError
 from opendet_jax.config_files import METRICS, parse_config
 from opendet_jax.evaluate.evaluator import Evaluator
@@ -103,9 +105,9 @@ def test_config_is_frozen():
         Config().name = "other"  # pyright: ignore
 
 
-def main(*arguments: str) -> subprocess.CompletedProcess:
+def main(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "opendet_jax.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
 
 
 def test_command_line_names_the_nearest_field(tmp_path):
@@ -120,6 +122,23 @@ def test_command_line_refuses_a_bad_value(tmp_path):
     assert done.returncode != 0
     assert "error: config.model.width = 33: must be a multiple of 32" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_data_there_is_a_recipe():
+    done = main("--config=configs/swin_t.py")
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: config.data.train.annotations is empty")
+    assert "--config=configs/swin_t.py:scenes" in done.stderr
+    full, scenes = shipped("swin_t"), parse_config(swin_t.get_config("scenes"))
+    assert (scenes.model, scenes.optimizer, scenes.data.source) == (full.model, full.optimizer, "scenes")
+    with pytest.raises(ConfigError, match=r"swin_t\.py:scene does not exist"):
+        swin_t.get_config("scene")
+
+
+def test_a_workdir_of_the_configs_name(tmp_path):
+    config = Path("configs/scenes_tiny.py").resolve()
+    done = main(f"--config={config}", "--mode=eval", folder=tmp_path)
+    assert "error: no checkpoint in runs/scenes_tiny" in done.stderr
 
 
 def test_eval_without_a_checkpoint_says_so(tmp_path):
