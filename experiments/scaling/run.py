@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent / "points"
-EFFORT = -1  # of the compiler, for a fast program: with its own, a point was not done after 17 minutes
+LEVEL = "O0"  # of the compiler, for a fast program: with its own, a point was not done after 17 minutes
 PYTHON = Path(".venv-compile/bin/python")
 
 
@@ -34,7 +34,7 @@ class Point(NamedTuple):
     def command(self) -> list[str]:
         return [
             *(str(PYTHON), "-m", "opendet_jax.scaling", f"--config=configs/{self.config}.py"),
-            f"--effort={EFFORT}",
+            f"--level={LEVEL}",
             *(f"--topology={self.topology}", f"--mesh={self.mesh}", f"--images={self.images}"),
             *(f"--json={FOLDER / self.name}.json", *(f"--config.{field}" for field in self.fields)),
         ]

@@ -19,8 +19,10 @@ from opendet_jax.errors import InputError
 from opendet_jax.files import write_json
 from opendet_jax.parallel.mesh import AXES, batch_shards, check_batch, make_mesh
 from opendet_jax.scaling.machines import MACHINES, describe
-from opendet_jax.scaling.point import lines, measure, refused
+from opendet_jax.scaling.point import DEFAULT_LEVEL, lines, measure, refused
 from opendet_jax.scaling.program import TooLargeError, compile_step
+
+LEVELS = ("O0", "O1", "O2", "O3")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +33,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--mesh", default="data:-1", help="axis:size,… of data, fsdp, tensor (default: %(default)s)")
     made.add_argument("--images", type=at_least(1), default=2, help="of each share of the batch (default: %(default)s)")
     made.add_argument(
-        "--effort", type=float, default=0.0, help="the compiler's, for a fast program: −1 to 1 (default: %(default)s)"
+        "--level",
+        choices=LEVELS,
+        default=DEFAULT_LEVEL,
+        help="what the compiler spends on a fast program (default: its own)",
     )
     made.add_argument("--json", type=Path, help="file for the numbers")
     made.add_argument("--hlo", type=Path, help="file for the compiled program's text")
@@ -51,9 +56,7 @@ def mesh_config(text: str) -> MeshConfig:
 
 def point(arguments: argparse.Namespace, config: Config) -> dict:
     """Compiles and measures. Raises InputError of many kinds."""
-    if not -1 <= arguments.effort <= 1:
-        raise InputError(f"--effort={arguments.effort}: must be between -1 and 1")
-    jax.config.update("jax_exec_time_optimization_effort", arguments.effort)
+    jax.config.update("jax_optimization_level", arguments.level)
     machine, devices = describe(arguments.topology)
     mesh = make_mesh(mesh_config(arguments.mesh), devices)
     batch = arguments.images * batch_shards(mesh)

@@ -12,6 +12,7 @@ from opendet_jax.scaling.machines import Machine, bound
 from opendet_jax.scaling.program import Program, TooLargeError, largest_bucket
 
 MIB = 2**20
+DEFAULT_LEVEL = "UNKNOWN"  # of jax_optimization_level: the compiler's own
 _COUNTED = {
     "compiler": "as the compiler counts: none in kernels, one round of each loop",
     "trace": "of the traced program's products, as this compiler counts none",
@@ -63,7 +64,7 @@ def heading(config: Config, topology: str, mesh: Any) -> dict[str, Any]:
         "picture": list(largest_bucket(config)),
         "dtype": config.model.dtype,
         "remat": config.model.remat,
-        "effort": jax.config.values["jax_exec_time_optimization_effort"],
+        "level": jax.config.values["jax_optimization_level"].replace(DEFAULT_LEVEL, "default"),
         "jax": jax.__version__,
     }
 
@@ -77,7 +78,7 @@ def lines(point: dict[str, Any]) -> str:
         f"batch {point['batch']}: {point['images_per_share']} pictures of {height}×{width} a share, {point['dtype']}"
         + (", recomputed layers" if point["remat"] else "")
         + (f", {point['accumulate']} parts" if point["accumulate"] > 1 else ""),
-        f"never run: compiled ahead of time with effort {point['effort']:g}, every figure is of one device",
+        f"never run: compiled ahead of time, level {point['level']}, every figure is of one device",
         "",
     ]
     memory = point["memory"]

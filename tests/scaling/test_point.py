@@ -54,7 +54,7 @@ def test_the_bound_is_the_longest_of_three():
 
 def test_it_can_be_read(point):
     text = lines(point[0])
-    assert "never run: compiled ahead of time with effort 0" in text
+    assert "never run: compiled ahead of time, level default" in text
     assert "fits in        1,024" in text or "fits in 1,024" in text
     assert "Lower bound of the step's time (not a prediction)" in text
     assert "none" in text  # collectives
@@ -107,15 +107,13 @@ def here(monkeypatch):
         command.main()
 
     yield run
-    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    jax.config.update("jax_optimization_level", "UNKNOWN")
 
 
 def test_the_command(here, tmp_path, capsys):
-    here(
-        f"--json={tmp_path / 'point.json'}", f"--hlo={tmp_path / 'step.hlo'}", "--effort=-0.5", "--config.train.ema=0.9"
-    )
+    here(f"--json={tmp_path / 'point.json'}", f"--hlo={tmp_path / 'step.hlo'}", "--level=O1", "--config.train.ema=0.9")
     found = json.loads((tmp_path / "point.json").read_text())
-    assert (found["batch"], found["images_per_share"], found["topology"], found["effort"]) == (3, 3, "cpu:1", -0.5)
+    assert (found["batch"], found["images_per_share"], found["topology"], found["level"]) == (3, 3, "cpu:1", "O1")
     assert found["memory"]["average"] == found["memory"]["parameters"] > 0
     assert (tmp_path / "step.hlo").read_text().startswith("HloModule")
     assert capsys.readouterr().out.strip() == lines(found)
@@ -125,7 +123,7 @@ def test_the_command_refuses_what_cannot_be(here, capsys):
     for wrong, said in (
         ("--mesh=data:2", "config.mesh"),
         ("--images=0", "argument --images: 0 is less than 1"),
-        ("--effort=2", "--effort=2.0: must be between -1 and 1"),
+        ("--level=O4", "argument --level: invalid choice: 'O4'"),
         ("--config.model.dtype=float8", "model.dtype"),
     ):
         with pytest.raises(SystemExit) as ended:

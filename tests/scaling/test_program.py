@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from opendet_jax.scaling.program import products
 
@@ -59,6 +59,6 @@ def test_nothing_in_kernels_and_all_devices():
     kernel = pl.pallas_call(body, out_shape=jax.ShapeDtypeStruct((4, 6), jnp.float32))
     assert count(kernel, A, B) == 0
     rows = PartitionSpec("data")
-    mesh = AbstractMesh((2,), ("data",))
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
     split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows)
     assert count(split, A, B) == PRODUCT

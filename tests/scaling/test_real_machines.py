@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # minutes
 def test_the_whole_step_is_compiled(tmp_path, topology, mesh, counted_by):
     if not PYTHON.exists():
         pytest.skip(f"{PYTHON}: `make .venv-compile/done` makes it")
-    command = [PYTHON, "-m", "opendet_jax.scaling", "--config=tests/reliability/tiny.py", "--effort=-1"]
+    command = [PYTHON, "-m", "opendet_jax.scaling", "--config=tests/reliability/tiny.py", "--level=O0"]
     command += [f"--topology={topology}", f"--mesh={mesh}", f"--json={tmp_path / 'point.json'}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

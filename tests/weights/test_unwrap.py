@@ -75,7 +75,7 @@ def test_a_plain_file_needs_no_words(tmp_path):
         (OPTIONS, "holds a Namespace, not a dictionary of tensors"),
         ({"model": {0: torch.zeros(2)}}, "holds tensors that have numbers for names: 0"),
         ({}, "holds nothing, but no 'model'"),
-        ({"model": MODEL, "args": argparse.Namespace(out=pathlib.PurePosixPath("x"))}, "holds pathlib.PurePosixPath"),
+        ({"model": MODEL, "args": argparse.Namespace(out=pathlib.PurePosixPath("x"))}, "holds pathlib."),
         ({"model": MODEL, "best": np.float64(0.3)}, "holds numpy"),
         ({"model": MODEL, "args": types.SimpleNamespace(lr=1)}, "holds types.SimpleNamespace, and not only tensors"),
         (torch.nn.Linear(2, 2), "holds torch.nn.modules.linear.Linear"),
