@@ -1,6 +1,8 @@
 """How programs are compiled, and kept on disk, so that only the first run of a config waits for the compiler."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -22,3 +24,10 @@ def compiler_options(platform: str) -> dict[str, str]:
     if platform != "cpu":
         return {}
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def give_back_memory() -> None:
+    """To the kernel, what compiling a program has used and glibc keeps: as much again as a small run needs."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from opendet_jax.compilation import compiler_options
+from opendet_jax.compilation import compiler_options, give_back_memory
 
 PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
 PRINT += "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)"
@@ -34,6 +35,21 @@ def test_the_program_starts_once_more_with_large_pages():
         done = subprocess.run([sys.executable, "-c", main, *flags], env=own | given, capture_output=True, text=True)
         assert "error: config.model.width = 33" in done.stderr
         assert done.stdout == (f"{seen}\n" if sys.platform == "linux" else "None\n")
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_nobody_has_goes_back_to_the_kernel():
+    held = [bytearray(60_000) for _ in range(3000)]  # too small for glibc to ask the kernel for each
+    del held[1::2]
+    held = held[-1:]  # what is above the rest, so that glibc cannot give back on its own
+    before = resident()
+    give_back_memory()
+    assert before - resident() > 100e6
+    assert held
 
 
 class Asked(Exception):

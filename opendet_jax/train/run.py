@@ -15,6 +15,7 @@ from tqdm import tqdm
 from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, read_config
 from opendet_jax.checkpoints.same_config import CheckpointError, check_began, check_same
+from opendet_jax.compilation import give_back_memory
 from opendet_jax.config import Config, InitConfig, TrainConfig
 from opendet_jax.config_files import METRICS, config_hash
 from opendet_jax.data.datasets import load_datasets
@@ -205,6 +206,7 @@ class Run:
     def _begin(self, terms: Terms, sent_at: float) -> None:
         """Says what the first step came to, and starts the bar after it."""
         compiled_at = time.monotonic()
+        give_back_memory()
         loss = float(jax.device_get(terms["total"]))
         self._say(f"compiled in {compiled_at - sent_at:.0f} s; loss {loss:.3f} at the first step")
         self._bar = tqdm(
