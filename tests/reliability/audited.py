@@ -22,6 +22,7 @@ QUEUE = "tensorboardX/event_file_writer.py"  # its own events, from one thread o
 
 def end(message: str) -> None:
     """At once, whichever thread this is: an exception would end that alone, and others wait for it."""
+    traceback.print_stack()
     print(message, file=sys.stderr, flush=True)
     os._exit(3)
 
@@ -31,7 +32,7 @@ def watch(event: str, arguments: tuple) -> None:
         end(f"unpickles {arguments}")
     if event == "exec" and not arguments[0].co_filename.startswith(OWN):
         end(f"runs code of {arguments[0].co_filename}")
-    if event in ("os.system", "os.exec", "os.posix_spawn"):
+    if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
         end(f"runs a program: {arguments}")
 
 
