@@ -17,6 +17,8 @@ from opendet_jax.checkpoints.restore import restore
 from tests.reliability import toy
 
 OWN = (str(Path(opendet_jax.__file__).parents[1]), sys.prefix, sys.base_prefix, "<")  # "<": made by a library
+# tensorboardX imports PyTorch where that is installed, whose build for CUDA asks where libraries lie.
+LOOK_UP = ["/sbin/ldconfig", "-p"]
 QUEUE = "tensorboardX/event_file_writer.py"  # its own events, from one thread of this process to another
 
 
@@ -32,7 +34,7 @@ def watch(event: str, arguments: tuple) -> None:
         end(f"unpickles {arguments}")
     if event == "exec" and not arguments[0].co_filename.startswith(OWN):
         end(f"runs code of {arguments[0].co_filename}")
-    if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
+    if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen") and LOOK_UP not in arguments:
         end(f"runs a program: {arguments}")
 
 
