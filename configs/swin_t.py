@@ -23,14 +23,19 @@ def get_config(data: str = "") -> ConfigDict:
     if data not in ("", "scenes"):
         raise ConfigError(f"configs/swin_t.py:{data} does not exist; there is configs/swin_t.py:scenes")
     config = Config().to_config_dict()
-    if data == "scenes":
-        config.name = "swin_t_scenes"
-        config.data.update(name="scenes", source="scenes", scenes_train=16, scenes_eval=4, scenes_size=480)
-        config.data.update(tokenizer="byt5", batch_size=1, buckets=((480, 640), (640, 480), (544, 544)))
-        config.data.update(train_short_sides=(480,), eval_short_side=480, max_long_side=640, crop_probability=0.0)
-        config.train.update(steps=3, log_every=1)
-        config.eval.update(batch_size=1, pictures=4)
-        return config
+    if data:
+        return _on_scenes(config)
     config.data.text_embeddings = "table"
     config.data.text_table = "text_embeddings.npy"
+    return config
+
+
+def _on_scenes(config: ConfigDict) -> ConfigDict:
+    config.name = "swin_t_scenes"
+    data = config.data
+    data.update(name="scenes", source="scenes", scenes_train=16, scenes_eval=4, scenes_size=480, tokenizer="byt5")
+    data.update(batch_size=1, buckets=((480, 480),), train_short_sides=(480,), eval_short_side=480, max_long_side=480)
+    data.crop_probability = 0.0
+    config.train.update(steps=3, log_every=1)
+    config.eval.update(batch_size=1, pictures=4)
     return config

@@ -28,6 +28,12 @@ METRICS = (
     *("recall50", "naming_accuracy", "exact_name_accuracy", "synonym_accuracy"),
 )
 
+WITHOUT_DATA = """
+  Your own:                                  --config.data.train.annotations=mine.json --config.data.train.images=photos
+  Visual Genome (15 GB), COCO, LVIS (19 GB): docs/data.md has the commands that get and prepare them
+  Nothing to download, the full-size model:  --config=configs/swin_t.py:scenes
+  Nothing to download, one that soon learns: --config=configs/scenes_tiny.py"""
+
 
 def config_from_arguments(arguments: Sequence[str]) -> Config:
     """`--config=configs/minilvis.py --config.train.seed=1 …` as a validated Config.
@@ -87,13 +93,6 @@ def parse_config(values: Mapping[str, Any] | ConfigDict) -> Config:
     return config
 
 
-WITHOUT_DATA = """
-  Your own:                                  --config.data.train.annotations=mine.json --config.data.train.images=photos
-  Visual Genome (15 GB), COCO, LVIS (19 GB): docs/data.md has the commands that get and prepare them
-  Nothing to download, the full-size model:  --config=configs/swin_t.py:scenes
-  Nothing to download, one that soon learns: --config=configs/scenes_tiny.py"""
-
-
 def check_paths(config: Config, mode: str) -> None:
     """Raises ConfigError where a file or folder that a mode of the program needs is not named, or not there."""
     data = config.data
@@ -122,7 +121,8 @@ def check_paths(config: Config, mode: str) -> None:
 
 def _check_data_set(name: str, paths: DatasetPaths) -> None:
     if not paths.annotations:
-        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form{WITHOUT_DATA}")
+        recipe = WITHOUT_DATA if name == "data.train" else ""
+        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form{recipe}")
     annotations = Path(paths.annotations)
     _require(annotations.exists(), f"{name}.annotations", paths.annotations, "a json or a folder that is there")
     if not annotations.is_dir():

@@ -78,6 +78,11 @@ def _mapping(dataset: Dataset, config: Config, encoder: RememberingEncoder | Non
     return TextEncoderMapping(categories, encoder)
 
 
+def results_folder(config: Config, workdir: Path | str) -> Path:
+    """Where `evaluate` writes, and the last results of a data set lie."""
+    return Path(workdir) / "eval" / config.data.name
+
+
 def evaluate(
     inference: Inference,
     dataset: Dataset,
@@ -99,7 +104,7 @@ def evaluate(
         WeightsError, EmbeddingError: see `load_naming`.
     """
     _require_images(dataset)
-    folder = Path(workdir) / "eval" / config.data.name
+    folder = results_folder(config, workdir)
     naming = naming or load_naming(dataset, config)
     pictured = dataset.records[: config.eval.pictures]
     shown: dict[int, Found] = {}

@@ -26,7 +26,7 @@ from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import check_names, load_tokenizer
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.evaluator import Evaluator
-from opendet_jax.evaluate.loop import check_evaluated, evaluate, load_naming
+from opendet_jax.evaluate.loop import check_evaluated, evaluate, load_naming, results_folder
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import write_json
 from opendet_jax.inference import Inference
@@ -176,8 +176,8 @@ class Run:
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         self._say(f"{config.name} ({config_hash(config)}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
-        self._bar: tqdm | None = None  # from the first step on: its rate and the time left are those of steps alone
-        self._logged = (self.first, time.monotonic())
+        self._bar = tqdm(disable=True)  # until the first step is done: rate and time left are those of steps alone
+        self._logged, self._foretold = (self.first, time.monotonic()), False
 
     def _say(self, text: str) -> None:
         if self._is_first:
@@ -188,33 +188,34 @@ class Run:
         """Draws a batch and sends a step on its way; its loss terms. Raises NonFiniteError for the step before it."""
         sent_from = self.position
         batch = next(self._batches)
-        if self._bar is None:
+        first = self.step == self.first
+        if first:
             self._say("compiling the training step: minutes the first time, less from the cache of compiled programs")
-        sent_at = time.monotonic()
+        called_at = time.monotonic()
         with jax.set_mesh(self._mesh):
             self.state, terms = self._take(self.state, place_batch(batch.batch, self._mesh))
-        if self._bar is None:
-            self._begin(terms, sent_at)
+        compiled = time.monotonic() - called_at  # a step itself is sent off without waiting for it
         sent = Sent(self.step, batch, sent_from, terms)
         self.step, self.position = self.step + 1, self._batches.get_state()
         self.watch.add(sent)
         self.checkpoints.check()
-        if self._bar is not None:
+        if first:
+            self._begin(terms, compiled)
+        else:
             self._bar.update()
         return terms
 
-    def _begin(self, terms: Terms, sent_at: float) -> None:
-        """Says what the first step came to, and starts the bar after it."""
-        compiled_at = time.monotonic()
+    def _begin(self, terms: Terms, compiled: float) -> None:
+        """Waits for the first step, says what it came to after `compiled` seconds, and starts the bar."""
         give_back_memory()
         loss = float(jax.device_get(terms["total"]))
-        self._say(f"compiled in {compiled_at - sent_at:.0f} s; loss {loss:.3f} at the first step")
+        self._say(f"compiled in {compiled:.0f} s; loss {loss:.3f} at the first step")
         self._bar = tqdm(
-            total=self.config.train.steps, initial=self.first, unit="step", dynamic_ncols=True, mininterval=1.0,
+            total=self.config.train.steps, initial=self.step, unit="step", dynamic_ncols=True, mininterval=1.0,
             disable=not self._is_first,
         )  # fmt: skip
         self._bar.set_postfix_str(f"loss {loss:.3f}")
-        self._logged = (self.first + 1, time.monotonic())
+        self._logged = (self.step, time.monotonic())
 
     def step_back(self, sent: Sent) -> None:
         """To before a step that was refused, and all after it."""
@@ -241,14 +242,13 @@ class Run:
             self._log.write(self.step, values)
         (logged, then), now = self._logged, time.monotonic()
         self._logged = (self.step, now)
-        if self._bar is None or self.step == logged:
+        if self.step == logged:  # the first one, whose time is that of compiling
             return
-        if logged == self.first + 1:
-            seconds = (now - then) / (self.step - logged)
-            left = self.config.train.steps - self.step
+        seconds, left = (now - then) / (self.step - logged), self.config.train.steps - self.step
+        if left and not self._foretold:
             self._say(f"{seconds:.2f} s a step: {left} steps take {describe_time(left * seconds)}, without evaluations")
-        rate = (self.step - logged) * self.config.data.batch_size / (now - then)
-        self._bar.set_postfix_str(f"loss {values['total']:.3f}, {rate:.1f} images/s")
+        self._foretold = True
+        self._bar.set_postfix_str(f"loss {values['total']:.3f}, {self.config.data.batch_size / seconds:.1f} images/s")
 
     def evaluate(self) -> None:
         """Raises InputError where `train.keep_best` is no metric of the evaluation."""
@@ -261,9 +261,8 @@ class Run:
             raise InputError(f"config.train.keep_best = {wanted!r}: the evaluation has {names}")
         if self._is_first:
             self._log.evaluated(self.step, metrics)
-        if self._bar is not None:
-            self._bar.unpause()
-            self._logged = (self.step, time.monotonic())
+        self._bar.unpause()
+        self._logged = (self.step, time.monotonic())
 
     def say_best(self) -> None:
         """Which of the checkpoints that are left is the best, if more than one was evaluated."""
@@ -274,19 +273,18 @@ class Run:
 
     def say_where(self) -> None:
         """What lies where when all is done, and what comes next."""
-        self.stop_bar()
-        evaluated = self.workdir / "eval" / self.config.data.name
+        evaluated = results_folder(self.config, self.workdir)
         self._say(
             f"finished {self.step} steps. In {self.workdir}:\n"
             f"  {self.checkpoints.folder.name}/{self.step}: the parameters and all that training goes on from\n"
-            "  curves.png, metrics.jsonl: losses and learning rates\n"
+            "  curves.png, metrics.jsonl: every term of the loss, and the norms of gradients and updates\n"
             f"  {evaluated.relative_to(self.workdir)}: metrics, detections and pictures of the evaluation\n"
             "next: the same command with --mode=predict --config.predict.inputs='photos/*.jpg'"
         )
 
     def stop_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        """Before the last evaluation, which has a bar of its own."""
+        self._bar.close()
 
     def close(self) -> None:
         self.stop_bar()

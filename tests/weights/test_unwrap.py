@@ -20,6 +20,7 @@ from opendet_jax.weights.unwrap import model_of, printable, without_wrapper
 MODEL = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5])}
 AVERAGE = {name: tensor + 1 for name, tensor in MODEL.items()}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2, 3), "step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+PATH = f"{pathlib.PurePosixPath.__module__}.PurePosixPath"  # Python 3.13 has it in pathlib._local
 OPTIONS = argparse.Namespace(lr=0.1, resume="", nested=argparse.Namespace(epochs=3))
 
 
@@ -75,7 +76,7 @@ def test_a_plain_file_needs_no_words(tmp_path):
         (OPTIONS, "holds a Namespace, not a dictionary of tensors"),
         ({"model": {0: torch.zeros(2)}}, "holds tensors that have numbers for names: 0"),
         ({}, "holds nothing, but no 'model'"),
-        ({"model": MODEL, "args": argparse.Namespace(out=pathlib.PurePosixPath("x"))}, "holds pathlib."),
+        ({"model": MODEL, "args": argparse.Namespace(out=pathlib.PurePosixPath("x"))}, f"holds {PATH}"),
         ({"model": MODEL, "best": np.float64(0.3)}, "holds numpy"),
         ({"model": MODEL, "args": types.SimpleNamespace(lr=1)}, "holds types.SimpleNamespace, and not only tensors"),
         (torch.nn.Linear(2, 2), "holds torch.nn.modules.linear.Linear"),
