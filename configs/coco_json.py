@@ -20,7 +20,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import minilvis
-from opendet_jax.checkpoints.folder import read_config
+from opendet_jax.checkpoints.folder import find_model, read_config
 from opendet_jax.config import DataConfig, InitConfig, PredictConfig, TrainConfig
 from opendet_jax.config_files import parse_config
 
@@ -50,6 +50,7 @@ def get_config(checkpoint: str = "") -> ConfigDict:
 
 
 def _of_checkpoint(folder: Path) -> ConfigDict:
+    folder = find_model(folder)
     config = parse_config(read_config(folder, "opendet")).to_config_dict()
     config.init.update(asdict(InitConfig(model=str(folder))))
     return config

@@ -3,9 +3,12 @@
 import ctypes
 import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
+from tqdm import tqdm
 
 
 def enable_cache() -> None:
@@ -31,3 +34,18 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+class CompilingFirst(tqdm):
+    """A bar of work whose first piece waits for the compiler: rate and time left are those of the pieces after it."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, smoothing=0, postfix="compiling", **options)
+
+    def update(self, n: int | float | None = 1) -> bool | None:
+        if self.n or self.disable:
+            return super().update(n)
+        self.n += n or 0
+        self.initial, self.start_t = self.n, time.time()  # its own clock
+        self.set_postfix_str("")
+        return True

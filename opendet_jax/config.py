@@ -229,7 +229,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    inputs: str = ""  # a picture, a folder of them, or a glob
+    inputs: str = ""  # a picture, a folder of them, or a glob; several on lines of their own
     output: str = ""  # folder; empty: predict/ in the workdir
     max_detections: int = 100  # boxes of an image, the best
     min_score: float = 0.3  # of boxes that are shown

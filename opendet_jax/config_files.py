@@ -5,19 +5,27 @@ import argparse
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import itertools
 import json
 import math
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from opendet_jax.config import Config, ConfigError, DatasetPaths, MeshConfig
+
+# Beside the package where it is worked on, inside of it where it is installed.
+CONFIGS = next(
+    path for path in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if path.is_dir()
+)
 
 # What an evaluation measures (evaluate/protocols.py, evaluate/localisation.py); larger is better.
 _ALL = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl")
@@ -35,12 +43,53 @@ WITHOUT_DATA = """
   Nothing to download, one that soon learns: --config=configs/scenes_tiny.py"""
 
 
+def find_config(given: str) -> str:
+    """What --config names, FILE or FILE:VARIANT; where no such file is there, that of configs/: swin_t, swin_t:scenes.
+
+    Raises ConfigError where there is neither.
+    """
+    name, colon, variant = given.partition(":")
+    path = Path(name)
+    if path.is_file():
+        return given
+    ours = {file.stem: file for file in sorted(CONFIGS.glob("*.py")) if file.stem != "__init__"}
+    if path.stem in ours and path.suffix in ("", ".py") and str(path.parent) in (".", "configs"):
+        return f"{ours[path.stem]}{colon}{variant}"
+    raise ConfigError(
+        f"--config={given}: there is no file {name}, and what comes with the program is {', '.join(ours)}"
+    )
+
+
+def find_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the file that --config means in the place of its name. Raises ConfigError for none.
+
+    From then on, `from configs import swin_t` finds ours in every config file, wherever the program was started, and
+    those of a folder configs/ there.
+    """
+    try:
+        package = importlib.import_module("configs")
+    except ModuleNotFoundError:
+        package = sys.modules["configs"] = ModuleType("configs")
+        package.__path__ = []
+    if str(CONFIGS) not in package.__path__:
+        package.__path__ = [*package.__path__, str(CONFIGS)]
+    found: list[str] = []
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config" and flag.startswith("-") and equals:
+            argument = f"{flag}={find_config(value)}"
+        elif place and arguments[place - 1] in ("-config", "--config"):
+            argument = find_config(argument)
+        found.append(argument)
+    return found
+
+
 def config_from_arguments(arguments: Sequence[str]) -> Config:
     """`--config=configs/minilvis.py --config.train.seed=1 …` as a validated Config.
 
     Raises ConfigError for a missing file, an argument that is none of these, and a field that does not exist.
     """
-    values, command = flags.FlagValues(), ["", *arguments]
+    values, command = flags.FlagValues(), ["", *find_configs(arguments)]
     flag = config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True, sys_argv=command)
     try:
         unknown = values(command)[1:]
@@ -191,12 +240,8 @@ def validate(config: Config) -> None:
     for name, paths in weighted:
         _require(paths.weight > 0, f"data.{name}.weight", paths.weight, "positive")
     _require(data.eval.weight == 1, "data.eval.weight", data.eval.weight, "1: every image is evaluated once")
-    _require(
-        data.text_embeddings != "table" or bool(data.text_table),
-        "data.text_table",
-        data.text_table,
-        "the .npy file of the embeddings (data.text_embeddings is 'table')",
-    )
+    table = "the .npy file of the embeddings (data.text_embeddings is 'table')"
+    _require(data.text_embeddings != "table" or bool(data.text_table), "data.text_table", data.text_table, table)
     for name in ("detector_rate", "backbone_rate", "generator_rate"):
         value = getattr(optimizer, name)
         _require(0 < value <= 1, f"optimizer.{name}", value, "positive and at most 1")
@@ -237,12 +282,9 @@ def validate(config: Config) -> None:
         _require(0 <= fields.min_score <= 1, f"{section}.min_score", fields.min_score, "between 0 and 1")
     _require(config.eval.max_detections >= 0, "eval.max_detections", config.eval.max_detections, "0 (all) or a number")
     _require(config.predict.max_detections >= 1, "predict.max_detections", config.predict.max_detections, "at least 1")
-    _require(
-        config.eval.name_mapping != "text_encoder" or bool(config.eval.text_encoder),
-        "eval.text_encoder",
-        config.eval.text_encoder,
-        "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')",
-    )
+    encoder = config.eval.text_encoder
+    clip = "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')"
+    _require(config.eval.name_mapping != "text_encoder" or bool(encoder), "eval.text_encoder", encoder, clip)
     for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", config.eval.limit)):
         _require(limit >= 0, name, limit, "0 (all) or a number of images")
 

@@ -16,9 +16,17 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        os.chmod(part, 0o666 & ~_umask())  # safetensors leaves what it writes to its owner alone
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Of this process; only setting it tells."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def try_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Where compiled programs are kept, and that the program and the Python interface keep them."""
 
+import io
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from opendet_jax.compilation import compiler_options, give_back_memory
+from opendet_jax.compilation import CompilingFirst, compiler_options, give_back_memory
 
 PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
 PRINT += "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)"
@@ -87,3 +88,18 @@ def test_sums_stay_with_xla_on_cpus():
 
     assert 0 < handed_over(compiler_options("cpu")) < handed_over({})
     assert compiler_options("gpu") == compiler_options("tpu") == {}
+
+
+def test_a_bar_leaves_out_the_piece_that_compiles(monkeypatch):
+    screen, clock = io.StringIO(), [0.0]
+    with CompilingFirst(total=20, file=screen, ncols=100) as bar:
+        assert "compiling" in screen.getvalue()
+        bar._time = lambda: clock[0]
+        monkeypatch.setattr("time.time", bar._time)
+        clock[0] = 100.0
+        bar.update(4)
+        clock[0] = 104.0
+        bar.update(8)
+        shown = str(bar)
+    assert shown.startswith(" 60%")
+    assert "12/20 [00:04<00:04,  2.00it/s]" in shown

@@ -1,7 +1,8 @@
-"""A folder of converted weights: parameters by Orbax, sizes, and a note of where they come from.
+"""Folders that hold a model or a part of one.
 
-It is laid out like a training run's workdir with one checkpoint of step 0, so that a whole model's folder can be given
-to `opendet_jax.load`.
+A folder of converted weights has parameters by Orbax, sizes, and a note of where they come from. It is laid out like a
+training run's workdir with one checkpoint of step 0, so that a whole model's folder can be given to `opendet_jax.load`.
+A portable folder has a whole model in the two files that others expect, config.json and model.safetensors.
 """
 
 import json
@@ -9,19 +10,25 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 from opendet_jax.checkpoints import intact
 from opendet_jax.errors import WeightsError
-from opendet_jax.files import try_folder, write_json
+from opendet_jax.files import replacing, try_folder, write_json
 
 CHECKPOINTS, NOTE, TOKENIZER = "checkpoints", "weights.json", "tokenizer"
+CONFIG, MODEL = "config.json", "model.safetensors"
+MODELS = Path(__file__).parents[1] / "models"  # those that come with the package
 KINDS = ("opendet", "swin", "t5", "clip")
 STEP = 0
 ARRAYS = ("params", "opt_state", "average")  # the items of a checkpoint (train/checkpoint.py): trees of arrays,
@@ -64,7 +71,7 @@ def open_manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
 def check_free(folder: Path) -> None:
     """Raises WeightsError where the folder already holds weights, or where nothing could be written into it."""
     try:
-        if any((folder / name).exists() for name in (CHECKPOINTS, NOTE, TOKENIZER)):
+        if any((folder / name).exists() for name in (CHECKPOINTS, NOTE, TOKENIZER, MODEL)):
             raise WeightsError(f"{folder}: already holds weights; give another folder")
         try_folder(folder)
     except OSError as error:
@@ -92,6 +99,57 @@ def save(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer:
             shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def find_model(name: Path | str) -> Path:
+    """The folder of that name; where it holds no model, the model of that name that comes with the package."""
+    folder = Path(name)
+    own = MODELS / folder.name
+    comes_along = folder.name == str(folder) and (own / MODEL).is_file()
+    return own if comes_along and not (intact.steps(folder / CHECKPOINTS) or is_portable(folder)) else folder
+
+
+def is_portable(folder: Path) -> bool:
+    return (folder / MODEL).is_file() and not intact.steps(folder / CHECKPOINTS)
+
+
+def save_portable(folder: Path, whole: Converted, step: int, dtype: str = "float32") -> None:
+    """A whole model as config.json, model.safetensors (numbers rounded to `dtype`) and their checksums.
+
+    Raises WeightsError where the folder holds a model already, or cannot be written.
+    """
+    check_free(folder)
+    flat: Mapping[str, Any] = flatten_dict(dict(whole.params), sep="/")
+    arrays = {name: np.asarray(leaf).astype(jax.numpy.dtype(dtype)) for name, leaf in flat.items()}
+    try:
+        with replacing(folder / MODEL) as part:
+            save_file(arrays, part, metadata={"step": str(step)})
+        write_json(folder / CONFIG, dict(whole.config))
+        intact.write_manifest(folder)
+    except SafetensorError as error:
+        raise WeightsError(f"{folder}: cannot be written: {error}") from error
+
+
+def read_portable(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(config, parameters in float32, step) of `save_portable`. Raises WeightsError where they are damaged."""
+    try:
+        intact.compare(folder, (CONFIG, MODEL))
+        with safe_open(folder / MODEL, "numpy") as file:
+            step = int(file.metadata()["step"])
+        arrays = {name: leaf.astype(np.float32) for name, leaf in load_file(folder / MODEL).items()}
+    except (intact.DamagedError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder}: what it holds is damaged: {error}") from error
+    return _portable_config(folder), unflatten_dict(arrays, sep="/"), step
+
+
+def _portable_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{folder / CONFIG}: is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{folder / CONFIG}: is damaged: it is no object of fields")
+    return config
 
 
 def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None) -> None:
@@ -129,6 +187,8 @@ def _item(folder: Path, step: int) -> str:
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind."""
     _require_kind(folder, kind)
+    if is_portable(folder):
+        return _portable_config(folder)
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return restored["config"]
@@ -137,6 +197,11 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 def read_shapes(folder: Path, kind: str) -> Converted:
     """What `load` gives, with shapes in the place of arrays. Raises WeightsError as it does."""
     _require_kind(folder, kind)
+    if is_portable(folder):
+        whole = load(folder, kind)
+        return replace(
+            whole, params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole.params)
+        )
     step = _newest(folder, "params", "average", "config")
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
@@ -146,11 +211,13 @@ def read_shapes(folder: Path, kind: str) -> Converted:
 
 
 def load(folder: Path, kind: str) -> Converted:
-    """What `save` wrote, or the newest checkpoint of a training run, which is a whole model.
+    """What `save` or `save_portable` wrote, or the newest checkpoint of a training run, which is a whole model.
 
     Raises WeightsError where there is nothing of that kind.
     """
     _require_kind(folder, kind)
+    if is_portable(folder):
+        return Converted(kind, *read_portable(folder)[:2])
     return Converted(kind, *read(folder, _newest(folder, "params", "average", "config")))
 
 
@@ -171,10 +238,12 @@ def _require_kind(folder: Path, kind: str) -> None:
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """The note of a folder of converted weights; a training run is a model of kind "opendet".
+    """The note of a folder of converted weights; a training run or a portable model is one of kind "opendet".
 
     Raises WeightsError where there are no weights, or the note is damaged.
     """
+    if is_portable(folder):
+        return {"kind": "opendet"}
     if not intact.steps(folder / CHECKPOINTS):
         nothing = "holds no converted weights" + ("" if folder.is_dir() else " (there is no such folder)")
         raise WeightsError(f"{folder}: {nothing}; python -m opendet_jax.weights convert makes them")

@@ -59,26 +59,31 @@ def verify(checkpoint: Path, items: Collection[str] = ()) -> None:
     Raises:
         DamagedError: a file is missing, shorter, or has other bytes.
     """
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
+    if not (checkpoint / MANIFEST).is_file():
         if (checkpoint / NOTE).exists():
             raise DamagedError(f"{checkpoint}: {MANIFEST} is missing")
         return
+    compare(checkpoint, items)
+    _verify_later(checkpoint)
+
+
+def compare(folder: Path, items: Collection[str] = ()) -> None:
+    """The files of `items` (none given: all) with the folder's checksums. Raises DamagedError as `verify` does."""
+    manifest = folder / MANIFEST
     try:
         sums = json.loads(manifest.read_bytes())
         wanted = {name: str(sums[name]) for name in sums if not items or name.partition("/")[0] in items}
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{manifest}: is damaged: {error}") from error
-    present = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
+    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     missing = sorted(wanted.keys() - present.keys())
     if missing:
-        raise DamagedError(f"{checkpoint}: {missing[0]} is missing")
+        raise DamagedError(f"{folder}: {missing[0]} is missing")
     with ThreadPoolExecutor() as pool:
         found = pool.map(_checksum, [present[name] for name in wanted])
     for name, total in zip(wanted, found, strict=True):
         if wanted[name] != total:
             raise DamagedError(f"{present[name]}: is damaged: it is not what was written")
-    _verify_later(checkpoint)
 
 
 def _verify_later(checkpoint: Path) -> None:

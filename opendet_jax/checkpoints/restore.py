@@ -8,11 +8,12 @@ from typing import Any
 from absl import logging
 
 from opendet_jax.checkpoints import intact
-from opendet_jax.checkpoints.folder import CHECKPOINTS, read
+from opendet_jax.checkpoints.folder import CHECKPOINTS, find_model, is_portable, read, read_portable
 from opendet_jax.checkpoints.intact import DamagedError
 from opendet_jax.checkpoints.same_config import CheckpointError, as_written
 from opendet_jax.config import Config
 from opendet_jax.config_files import parse_config
+from opendet_jax.errors import WeightsError
 
 INFERENCE = ("params", "average", "config")  # the items that a trained model consists of
 
@@ -48,10 +49,20 @@ def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> i
 def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any], int]:
     """(config, parameters, step) of a checkpoint, for inference: the newest, or the one of `step`.
 
+    Of a portable model too, and by its name of one that comes with the package (`checkpoints/folder.py`).
+
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    workdir = Path(workdir)
+    workdir = find_model(workdir)
+    if is_portable(workdir):
+        try:
+            saved, params, there = read_portable(workdir)
+        except WeightsError as error:
+            raise CheckpointError(str(error)) from error
+        if step not in (-1, there):
+            raise CheckpointError(f"no checkpoint of step {step} in {workdir}; its model is that of step {there}")
+        return parse_config(as_written(saved)), params, there
     step = find(workdir, step)
     try:
         saved, params = read(workdir, step)

@@ -16,9 +16,11 @@ from opendet_jax.config_files import at_least
 from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.errors import InputError
 
+PROGRAM = "python -m opendet_jax.data"
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m opendet_jax.data", description="Prepare and look at data sets.")
+
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog=program, description="Prepare and look at data sets.")
     commands = top.add_subparsers(dest="command", required=True)
 
     titles = "".join(f"\n  {name:<16}{source.title}" for name, source in SOURCES.items())
@@ -98,8 +100,9 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{options.out} is complete: name it as data.train.annotations, or data.eval.annotations")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    top = parser()
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> None:
+    """`program`: what help and errors call it."""
+    top = parser(program)
     options, fields = top.parse_known_args(arguments)
     try:
         if options.command == "prepare":

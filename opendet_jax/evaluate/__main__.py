@@ -15,10 +15,12 @@ from typing import get_args
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.evaluator import Protocol
 
+PROGRAM = "python -m opendet_jax.evaluate"
 
-def parser() -> argparse.ArgumentParser:
+
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m opendet_jax.evaluate",
+        prog=program,
         description="Score detections of any program: average precision, finding and naming apart, tables, pictures.",
     )
     top.add_argument(
@@ -52,8 +54,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> None:
+    """`program`: what help and errors call it."""
+    options = parser(program).parse_args(arguments)
     from opendet_jax.evaluate.report import METRICS, score_file
 
     out = options.out or options.predictions.with_name(f"{options.predictions.stem}_scores")

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 from numpy import ndarray
-from tqdm import tqdm
 
 from opendet_jax.batch import Images, Objects
+from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config
 from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.pipeline import evaluation_batches
@@ -86,7 +86,7 @@ def analyse(inference: Inference, dataset: Dataset, config: Config, texts: NameT
     slots = max(1, *(len(record.boxes) for record in dataset.records))  # one size, hence one compilation a bucket
     find = jax.jit(inference.on_each_device(partial(_find, inference.model)))
     found: list[Float32[ndarray, "n 3"]] = [np.zeros((0, 3), np.float32)]
-    with tqdm(total=len(dataset), desc=f"analyse {config.data.name}", unit="image") as progress:
+    with CompilingFirst(total=len(dataset), desc=f"analyse {config.data.name}", unit="image") as progress:
         for batch in evaluation_batches(dataset, config.data, config.eval.batch_size):
             shown = [records[image_id] for image_id in batch.image_ids.tolist() if image_id >= 0]
             objects = _objects(shown, len(batch.image_ids), slots, texts)

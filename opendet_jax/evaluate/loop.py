@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from absl import logging
 from PIL import Image
-from tqdm import tqdm
 
 from opendet_jax.checkpoints.restore import restore
 from opendet_jax.checkpoints.same_config import check_same, in_evaluation
+from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config
 from opendet_jax.data.datasets import load_evaluation, with_own_hold_out
 from opendet_jax.data.formats.records import Dataset, Problems, Record
@@ -175,7 +175,7 @@ def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[
     process = (jax.process_index(), jax.process_count())
     batches = evaluation_batches(dataset, config.data, limits.batch_size, *process)
     own = iter(batches)
-    with tqdm(
+    with CompilingFirst(
         total=len(dataset), desc=f"evaluate {config.data.name}", unit="image", disable=not is_first()
     ) as progress:
         for number in range(batches.most):
@@ -226,3 +226,8 @@ def evaluate_checkpoint(config: Config, workdir: Path) -> None:
     naming = load_naming(eval_set, config)
     inference = Inference(OpenDet(config.model, config.ablation), params, config, tokenizer.decode, local_mesh())
     evaluate(inference, eval_set, config, workdir, step, naming)
+    if is_first():
+        print(
+            f"{results_folder(config, workdir)}: {METRICS}, {PREDICTIONS}"
+            + f", {PICTURES}" * (config.eval.pictures > 0)
+        )

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import load_image
 from opendet_jax.data.pixels import MAX_PIXELS, ImageError
@@ -70,16 +71,19 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
     with _writing(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
     try:
-        for path, name in tqdm(list(zip(job.inputs, job.pictures, strict=True)), desc="predict", unit="image"):
-            try:
-                image = load_image(path, max_pixels)
-            except ImageError as error:
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
-                continue
-            found = detector.detect(image, predict.max_detections, predict.min_score, predict.nms_iou)
-            with _writing(job.out), replacing(job.out / name) as part:
-                found.draw(image).save(part, format="PNG")
-            entries.append({"file": str(path), "picture": name, **found.to_dict()})
+        with CompilingFirst(total=len(job.inputs), desc="predict", unit="image") as bar:
+            for path, name in zip(job.inputs, job.pictures, strict=True):
+                try:
+                    image = load_image(path, max_pixels)
+                except ImageError as error:
+                    bar.total -= 1
+                    bar.write(f"skipped: {error}", file=sys.stderr)
+                    continue
+                found = detector.detect(image, predict.max_detections, predict.min_score, predict.nms_iou)
+                with _writing(job.out), replacing(job.out / name) as part:
+                    found.draw(image).save(part, format="PNG")
+                entries.append({"file": str(path), "picture": name, **found.to_dict()})
+                bar.update()
     except KeyboardInterrupt:
         interrupted = True
     if interrupted and not entries:
@@ -96,13 +100,19 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
     return entries
 
 
-def find_inputs(pattern: str) -> list[Path]:
-    """A file, the pictures of a folder, or the files that match a glob. What is there by its own name is no glob.
+def find_inputs(inputs: str) -> list[Path]:
+    """Of each line the file, the pictures of the folder, or the files that match the glob.
 
     Raises InputError where there is none.
     """
-    if not pattern:
+    patterns = inputs.splitlines()
+    if not inputs or not all(patterns):
         raise InputError("predict.inputs is empty: give a picture, a folder or a glob")
+    return list(dict.fromkeys(path for pattern in patterns for path in _matches(pattern)))
+
+
+def _matches(pattern: str) -> list[Path]:
+    """What is there by its own name is no glob."""
     path = Path(os.path.expanduser(pattern))
     if os.path.isdir(path):
         return _pictures_in(path)
@@ -170,4 +180,5 @@ def predict_from_config(config: Config, workdir: Path) -> None:
     job = find_job(config.predict, Path(config.predict.output) if config.predict.output else workdir / "predict")
     detector = load(workdir, config.eval.checkpoint)
     entries = _predict(detector, job, config.predict, config.data.max_pixels)
-    print(f"{len(entries)} images, {sum(len(entry['boxes']) for entry in entries)} objects: {job.out}")
+    objects = sum(len(entry["boxes"]) for entry in entries)
+    print(f"{len(entries)} images, {objects} objects. In {job.out}: an annotated picture of each, {PREDICTIONS}")

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from opendet_jax.errors import InputError
 from opendet_jax.files import replacing
 
-METRICS, EVALUATIONS, TENSORBOARD = "metrics.jsonl", "evaluations.jsonl", "tensorboard"
+METRICS, EVALUATIONS, TENSORBOARD, CURVES = "metrics.jsonl", "evaluations.jsonl", "tensorboard", "curves.png"
+MEASURED = ("AP", "AP50", "agnostic_AP", "naming_accuracy")  # of evaluations, in percent, that have a curve
 
 QUEUE = 10_000  # numbers: more than a line has, so that adding them never waits
 
@@ -103,7 +104,8 @@ def _step_of(line: str) -> int | float:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Its lines; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def is_evaluated(workdir: Path, step: int) -> bool:
@@ -113,40 +115,48 @@ def is_evaluated(workdir: Path, step: int) -> bool:
 
 def best_step(workdir: Path, metric: str, steps: list[int]) -> int | None:
     """Of these steps the one whose evaluation has the largest `metric`, the latest of several; None: none has any."""
-    path = workdir / EVALUATIONS
-    rows = read_metrics(path) if path.exists() else []
+    rows = read_metrics(workdir / EVALUATIONS)
     scores = [(row[metric], row["step"]) for row in rows if metric in row and row["step"] in steps]
     return int(max(scores)[1]) if scores else None
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Reads metrics.jsonl and writes a png. Logarithmic in the loss, so that the fall of small terms shows too.
+def draw_curves(workdir: Path) -> None:
+    """Reads metrics.jsonl and evaluations.jsonl, and writes curves.png: a panel a term of the loss, learning rates, AP.
 
-    A term that is never above zero has no panel.
+    Logarithmic in the loss, so that the fall of small terms shows too. A term that is never above zero has no panel.
     """
-    rows = read_metrics(metrics)
-    steps = [row["step"] for row in rows]
-    panels: dict[str, list[str]] = defaultdict(list)
+    rows, panels = read_metrics(workdir / METRICS), defaultdict[str, list[str]](list)
     for name in dict.fromkeys(name for row in rows for name in row):
         if name != "step" and any(row.get(name, 0) > 0 for row in rows):
             panels[name.split("/")[0]].append(name)
+    evaluations = read_metrics(workdir / EVALUATIONS)
+    measured = [name for name in MEASURED if any(name in row for row in evaluations)]
     if not panels:
         return
-    columns = 3
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 3.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (term, names) in zip(axes.flat, panels.items(), strict=False):
-        colours = matplotlib.colormaps["viridis"].resampled(len(names))
-        for index, name in enumerate(names):
-            label = name.partition("/")[2] or None
-            axis.plot(steps, [row.get(name, float("nan")) for row in rows], label=label, color=colours(index), lw=1)
-        axis.set_title(term.replace("_", " "))
-        axis.set_xlabel("step")
+    count = len(panels) + bool(measured)
+    columns = min(3, count)
+    figure = Figure(figsize=(5 * columns, 3.2 * -(-count // columns)), layout="constrained")
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False).flat
+    for axis, (term, names) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, rows, term, names)
         axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-        if len(names) > 1:
-            axis.legend(fontsize=5, ncols=3, title_fontsize=5)
-    figure.savefig(picture, dpi=110)
+    if measured:
+        _draw_panel(axes[len(panels)], evaluations, "evaluation", measured)
+        axes[len(panels)].set_ylim(0, 100)
+    for axis in axes[count:]:
+        axis.remove()
+    with replacing(workdir / CURVES) as part:
+        figure.savefig(part, dpi=110, format="png")
+
+
+def _draw_panel(axis: Any, rows: list[Row], title: str, names: list[str]) -> None:
+    colours = matplotlib.colormaps["viridis"].resampled(len(names) + 1)  # its last one is too light for a line
+    for index, name in enumerate(names):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        label = name.partition("/")[2] or (name if len(names) > 1 else None)
+        axis.plot(*zip(*points, strict=True), label=label, color=colours(index), lw=1, marker="." * (len(points) < 20))
+    axis.set_title(title.replace("_", " "))
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    if len(names) > 1:
+        axis.legend(fontsize=6 if len(names) < 6 else 5, ncols=-(-len(names) // 5))

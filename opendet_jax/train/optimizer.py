@@ -129,6 +129,12 @@ def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.Gradien
     return optax.chain(unfrozen, optax.clip_by_global_norm(config.clip_norm), updates)
 
 
+def learning_rates(config: OptimizerConfig, step: int) -> dict[str, float]:
+    """Of the parts of the model in the step after `step` ones."""
+    bases = {"detector": config.detector_rate, "backbone": config.backbone_rate, "generator": config.generator_rate}
+    return {part: float(jnp.asarray(_rate(base, config)(step))) for part, base in bases.items()}
+
+
 def describe_rates(config: OptimizerConfig) -> str:
     """The learning rates and when they change, in a line."""
     rates = {"detector": config.detector_rate, "backbone": config.backbone_rate, "generator": config.generator_rate}

@@ -1,5 +1,6 @@
 """A training run at work: what it holds, and what can be done with it. training_loop.py does it in order."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -44,11 +46,20 @@ from opendet_jax.parallel.processes import check_held, first_process_first, is_f
 from opendet_jax.parallel.sharding import partition
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
-from opendet_jax.train.metrics import MetricsLog, best_step
-from opendet_jax.train.optimizer import TrainState, abstract_state, describe_rates, fresh_state, make_optimizer
+from opendet_jax.train.metrics import CURVES, EVALUATIONS, MetricsLog, best_step, draw_curves, read_metrics
+from opendet_jax.train.optimizer import (
+    TrainState,
+    abstract_state,
+    describe_rates,
+    fresh_state,
+    learning_rates,
+    make_optimizer,
+)
 from opendet_jax.train.replay import replayed_steps
 from opendet_jax.train.step import jit_step, make_train_step
 from opendet_jax.weights.init import check_start, describe, initialise
+
+DRAWN_EVERY = 60  # seconds, at least: the curves of a run that goes on
 
 
 def initial_state(model: OpenDet, optimizer, config: Config, mesh: Mesh) -> TrainState:
@@ -178,6 +189,7 @@ class Run:
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
         self._bar = tqdm(disable=True)  # until the first step is done: rate and time left are those of steps alone
         self._logged, self._foretold = (self.first, time.monotonic()), False
+        self._drawn = time.monotonic()
 
     def _say(self, text: str) -> None:
         if self._is_first:
@@ -239,7 +251,10 @@ class Run:
         if self.config.train.non_finite == "skip":
             values["skipped"] = refused
         if self._is_first:
-            self._log.write(self.step, values)
+            rates = learning_rates(self.config.optimizer, self.step - 1)
+            self._log.write(self.step, values | {f"learning_rate/{part}": rate for part, rate in rates.items()})
+        if time.monotonic() - self._drawn > DRAWN_EVERY:
+            self.draw_curves()
         (logged, then), now = self._logged, time.monotonic()
         self._logged = (self.step, now)
         if self.step == logged:  # the first one, whose time is that of compiling
@@ -261,8 +276,19 @@ class Run:
             raise InputError(f"config.train.keep_best = {wanted!r}: the evaluation has {names}")
         if self._is_first:
             self._log.evaluated(self.step, metrics)
+        self.draw_curves()
         self._bar.unpause()
         self._logged = (self.step, time.monotonic())
+
+    def draw_curves(self) -> None:
+        """A picture is not worth the end of a run: where it cannot be written, that is said."""
+        if not self._is_first:
+            return
+        try:
+            draw_curves(self.workdir)
+        except OSError as error:
+            logging.warning("%s: cannot be written: %s", self.workdir / CURVES, error.strerror or error)
+        self._drawn = time.monotonic()
 
     def say_best(self) -> None:
         """Which of the checkpoints that are left is the best, if more than one was evaluated."""
@@ -274,12 +300,16 @@ class Run:
     def say_where(self) -> None:
         """What lies where when all is done, and what comes next."""
         evaluated = results_folder(self.config, self.workdir)
+        rows = read_metrics(self.workdir / EVALUATIONS) if self._is_first else []
+        precisions = [f"{row['AP']:.1f} after {row['step']} steps" for row in rows if "AP" in row]
+        if len(precisions) > 1:
+            self._say("AP " + ", ".join(precisions))
         self._say(
             f"finished {self.step} steps. In {self.workdir}:\n"
             f"  {self.checkpoints.folder.name}/{self.step}: the parameters and all that training goes on from\n"
-            "  curves.png, metrics.jsonl: every term of the loss, and the norms of gradients and updates\n"
+            f"  {CURVES}, metrics.jsonl: every term of the loss, learning rates, norms of gradients and updates\n"
             f"  {evaluated.relative_to(self.workdir)}: metrics, detections and pictures of the evaluation\n"
-            "next: the same command with --mode=predict --config.predict.inputs='photos/*.jpg'"
+            f"next: opendet predict PICTURES --workdir={shlex.quote(str(self.workdir))}"
         )
 
     def stop_bar(self) -> None:

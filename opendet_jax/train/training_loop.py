@@ -20,7 +20,7 @@ from opendet_jax.errors import InputError
 from opendet_jax.parallel.processes import LockError, check_held, is_first, only_training, release
 from opendet_jax.train.checkpoint import Checkpoints, SaveError
 from opendet_jax.train.finite import NonFiniteError, Sent
-from opendet_jax.train.metrics import METRICS, LogError, draw_curves, is_evaluated
+from opendet_jax.train.metrics import LogError, is_evaluated
 from opendet_jax.train.replay import save_batch
 from opendet_jax.train.run import Run, check_goes_on
 from opendet_jax.train.signals import BEFORE, FailedError, Stopped, StopSignals
@@ -109,8 +109,7 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
     run.save()
     run.checkpoints.wait()
     signals.saved(_stopped(run))
-    if is_first():
-        draw_curves(run.workdir / METRICS, run.workdir / "curves.png")
+    run.draw_curves()
     run.stop_bar()
     with signals.interrupting():
         run.evaluate()

@@ -3,6 +3,7 @@
     python -m opendet_jax.weights convert --from opendet|swin|t5|clip --source X --out DIR
     python -m opendet_jax.weights inspect X
     python -m opendet_jax.weights export DIR --to opendet|swin|swin_hugging_face|t5 --out FILE.safetensors
+    python -m opendet_jax.weights export DIR --to portable --out FOLDER
     python -m opendet_jax.weights embed-names --annotations JSON… --encoder DIR --out table.npy
 
 docs/weights.md has a command for each published source.
@@ -18,9 +19,12 @@ from opendet_jax.compilation import enable_cache
 from opendet_jax.errors import InputError
 from opendet_jax.weights.convert import LAYOUTS
 
+PROGRAM = "python -m opendet_jax.weights"
+PORTABLE = "portable"
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m opendet_jax.weights", description="Convert and look at weights.")
+
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog=program, description="Convert and look at weights.")
     commands = top.add_subparsers(dest="command", required=True)
 
     convert = commands.add_parser("convert", help="PyTorch weights into a folder of ours")
@@ -41,10 +45,13 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("source", metavar="X", help="anything that convert reads, or a folder that it wrote")
     inspect.add_argument("--all", action="store_true", help="every tensor, not only the modules")
 
-    export = commands.add_parser("export", help="our weights under PyTorch names")
+    export = commands.add_parser("export", help="our weights under PyTorch names, or as a folder to give away")
     export.add_argument("folder", type=Path, metavar="DIR", help="a folder that convert wrote, or a workdir")
-    export.add_argument("--to", dest="layout", choices=tuple(LAYOUTS), required=True, help="whose names")
-    export.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors or .pth")
+    export.add_argument("--to", dest="layout", choices=(*LAYOUTS, PORTABLE), required=True, help="whose names")
+    export.add_argument("--out", required=True, type=Path, metavar="X", help=".safetensors or .pth; portable: a folder")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of a portable model's numbers"
+    )
 
     embed = commands.add_parser("embed-names", help="a table of text embeddings for training and evaluation")
     names = embed.add_mutually_exclusive_group(required=True)
@@ -65,8 +72,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> None:
+    """`program`: what help and errors call it."""
+    options = parser(program).parse_args(arguments)
     enable_cache()
     try:
         if options.command == "convert":
@@ -78,9 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             inspect_command(options.source, options.all)
         elif options.command == "export":
-            from opendet_jax.weights.commands import export_command
+            from opendet_jax.weights.commands import export_command, portable_command
 
-            export_command(options.folder, options.layout, options.out)
+            if options.layout == PORTABLE:
+                portable_command(options.folder, options.out, options.dtype)
+            elif options.dtype != "float32":
+                raise InputError(f"--dtype {options.dtype}: belongs to --to {PORTABLE}")
+            else:
+                export_command(options.folder, options.layout, options.out)
         else:
             from opendet_jax.weights.commands import embed_command
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from opendet_jax.checkpoints import folder as folders
 from opendet_jax.checkpoints import intact
+from opendet_jax.checkpoints.restore import restore
 from opendet_jax.config import CLIPTextConfig
 from opendet_jax.data.tokenizer import TokenizerError, load_tokenizer
 from opendet_jax.errors import WeightsError
@@ -166,6 +167,15 @@ def export_command(folder: Path, layout: str, out: Path) -> None:
 
             torch.save({"model": {name: torch.tensor(value) for name, value in state.items()}}, part)
     print(f"wrote {out}: {len(state)} tensors")
+
+
+def portable_command(folder: Path, out: Path, dtype: str) -> None:
+    """A whole model as config.json and model.safetensors, which `opendet_jax.load` reads."""
+    folders.check_free(out)
+    config, params, step = restore(folder)
+    folders.save_portable(out, folders.Converted("opendet", config.to_dict(), params), step, dtype)
+    size = (out / folders.MODEL).stat().st_size
+    print(f"wrote {out}: {parameter_count(params):,} parameters of step {step} in {dtype}, {size / 2**20:.1f} MiB")
 
 
 def _check_new(out: Path) -> None:

@@ -5,6 +5,8 @@ import json
 import time
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 
 from opendet_jax.train.metrics import LogError, MetricsLog, best_step, draw_curves, read_metrics
@@ -59,17 +61,45 @@ def test_a_folder_that_is_gone(tmp_path):
     log.close()
 
 
-def test_curves_are_drawn(tmp_path):
+@pytest.fixture
+def panels(monkeypatch):
+    """What draw_curves shows, by the titles of its panels: the labels of their lines, with their points."""
+    shown = {}
+    savefig = Figure.savefig
+
+    def look(figure, *arguments, **options):
+        shown.clear()
+        for axis in figure.axes:
+            shown[axis.get_title()] = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    return shown
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_curves_of_losses_rates_and_evaluations(tmp_path, panels):
     lines = [{"step": s, "total": 9.0 / s, "l1/layer_1": 1.0 / s, "l1/layer_2": 2.0 / s, "skipped": 0} for s in (1, 2)]
-    lines.append({"step": 3, "naming": 1.0, "skipped": 0})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
+    lines.append({"step": 3, "naming": 1.0, "learning_rate/detector": 1e-3, "learning_rate/backbone": 1e-4})
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    draw_curves(tmp_path)
+    assert panels.keys() == {"total", "l1", "naming", "learning rate"}  # no panel without a line
+    assert panels["l1"] == {"layer_1": [[1, 1], [2, 0.5]], "layer_2": [[1, 2], [2, 1]]}
+    write_lines(
+        tmp_path / "evaluations.jsonl", [{"step": 2, "AP": 12.5, "AP50": 20.0, "APr": 1.0}, {"step": 3, "AP": 13.0}]
+    )
+    draw_curves(tmp_path)
+    assert panels["evaluation"] == {"AP": [[2, 12.5], [3, 13]], "AP50": [[2, 20]]}
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 1000
 
 
 def test_there_is_nothing_to_draw(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    draw_curves(tmp_path)
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from opendet_jax.config import Ablation, OptimizerConfig
-from opendet_jax.train.optimizer import group_of, make_optimizer
+from opendet_jax.train.optimizer import group_of, learning_rates, make_optimizer
 
 CONFIG = OptimizerConfig(freeze_head_steps=-1, freeze_embedding_steps=0)
 
@@ -85,3 +85,19 @@ def test_frozen_gradient_does_not_count_in_the_clipping_norm():
         jax.tree.leaves(run(CONFIG, [gradients])), jax.tree.leaves(run(CONFIG, [huge])), strict=True
     ):
         np.testing.assert_array_equal(left, right)
+
+
+def test_learning_rates_are_those_of_the_updates():
+    config = OptimizerConfig(
+        detector_rate=1e-3, backbone_rate=1e-4, warmup_steps=4, decay_steps=(6,), weight_decay=0.0, clip_norm=1e9
+    )
+    params = {"decoder": {"kernel": jnp.zeros(3)}, "backbone": {"kernel": jnp.zeros(3)}}
+    optimizer = make_optimizer(config, Ablation())
+    state, gradients = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+    for step in range(8):
+        updates, state = optimizer.update(gradients, state, params)
+        rates = learning_rates(config, step)
+        # Adam's update of a gradient that stays as it is has the size of the rate, as far as 1 − 0.999 has its digits.
+        np.testing.assert_allclose(-updates["decoder"]["kernel"], rates["detector"], rtol=3e-5)
+        np.testing.assert_allclose(-updates["backbone"]["kernel"], rates["backbone"], rtol=3e-5)
+    assert rates == pytest.approx({"detector": 1e-4, "backbone": 1e-5, "generator": config.generator_rate / 10})

@@ -1,0 +1,21 @@
+"""What a model was trained with, and so what evaluates it and predicts with it.
+
+    python -m opendet_jax.main --config=configs/trained.py:DIR --workdir=DIR --mode=eval
+
+DIR is a run's workdir, another folder that holds a whole model, or the name of a model that comes with the package.
+--mode=eval and --mode=predict without any --config mean this one, with their workdir as DIR.
+"""
+
+from ml_collections import ConfigDict
+
+from opendet_jax.checkpoints.folder import find_model, read_config
+from opendet_jax.checkpoints.same_config import as_written
+from opendet_jax.config import ConfigError
+from opendet_jax.config_files import parse_config
+
+
+def get_config(folder: str = "") -> ConfigDict:
+    """`folder`: that of the model."""
+    if not folder:
+        raise ConfigError("configs/trained.py:DIR needs the folder of a model")
+    return parse_config(as_written(read_config(find_model(folder), "opendet"))).to_config_dict()

@@ -1,0 +1,174 @@
+"""The program from the keyboard: commands, configs by name, from any folder, as it is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from opendet_jax.config import ConfigError
+from opendet_jax.config_files import CONFIGS, config_from_arguments, find_config
+from opendet_jax.main import COMMANDS, FLAGS_OF, HELP, flags_of, with_config
+
+ROOT = Path(__file__).parents[1]
+CALL = "import sys; from opendet_jax.main import opendet; sys.exit(opendet())"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The package as a wheel lays it out: configs/ inside, and nothing of the repository beside it."""
+    site = tmp_path_factory.mktemp("site")
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in setuptools["packages"]:
+        source = ROOT / setuptools["package-dir"].get(package, package.replace(".", "/"))
+        target = site / package.replace(".", "/")
+        target.mkdir(parents=True)
+        for path in source.glob("*.py"):
+            shutil.copy(path, target)
+    for pattern in setuptools["package-data"]["opendet_jax"]:
+        for path in (ROOT / "opendet_jax").glob(pattern):
+            target = site / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return site
+
+
+def opendet(*arguments: str, folder: Path, site: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(site), "GLIBC_TUNABLES": ""}
+    command = [sys.executable, "-P", "-c", CALL, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+
+
+def test_all_packages_are_named():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = [path.parent.relative_to(ROOT) for path in ROOT.glob("opendet_jax/**/__init__.py")]
+    assert sorted(named) == sorted([*(".".join(path.parts) for path in there), "opendet_jax.configs"])
+
+
+def test_help_names_every_command():
+    for command in (*FLAGS_OF, *COMMANDS):
+        assert f"opendet {command} " in HELP
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "flags"),
+    [
+        ("train", ["swin_t:scenes"], ["--mode=train", "--config=swin_t:scenes"]),
+        (
+            "train",
+            ["--workdir", "runs/a", "mine.py", "--config.train.steps=3"],
+            ["--mode=train", "--workdir=runs/a", "--config.train.steps=3", "--config=mine.py"],
+        ),
+        ("eval", ["--workdir=runs/a"], ["--mode=eval", "--workdir=runs/a"]),
+        (
+            "predict",
+            ["a.jpg", "b c.jpg", "--workdir=runs/a"],
+            ["--mode=predict", "--workdir=runs/a", "--config.predict.inputs=a.jpg\nb c.jpg"],
+        ),
+    ],
+)
+def test_what_stands_alone(command, arguments, flags):
+    assert flags_of(command, arguments) == flags
+
+
+def test_two_configs():
+    with pytest.raises(SystemExit, match="opendet train: what is 'swin_s'"):
+        flags_of("train", ["swin_t", "swin_s"])
+
+
+def test_the_config_of_a_model_is_meant_where_none_is_named():
+    assert with_config(["main", "--mode=eval", "--workdir=runs/a"]) == [
+        "main",
+        "--config=trained:runs/a",
+        "--mode=eval",
+        "--workdir=runs/a",
+    ]
+    for given in (
+        ["main", "--mode=train", "--workdir=runs/a"],
+        ["main", "--workdir", "runs/a"],
+        ["main", "--mode=eval", "--workdir=runs/a", "--config=x.py", "--config.eval.limit=3"],
+        ["main", "--mode=predict"],
+    ):
+        assert with_config(given) == given
+
+
+def test_a_config_by_its_name(tmp_path, monkeypatch):
+    for name in ("swin_t", "swin_t.py", "configs/swin_t.py"):
+        monkeypatch.chdir(tmp_path)
+        assert find_config(name) == str(CONFIGS / "swin_t.py")
+        assert find_config(f"{name}:scenes") == f"{CONFIGS / 'swin_t.py'}:scenes"
+    (tmp_path / "swin_t.py").write_text("mine")
+    assert find_config("swin_t.py") == "swin_t.py"
+    for missing in ("other/swin_t.py", "swin_x", "swin_t.json"):
+        with pytest.raises(ConfigError, match=f"--config={missing}: there is no file {missing}.*, swin_t"):
+            find_config(missing)
+
+
+def test_a_config_of_ones_own_builds_on_ours_and_on_its_neighbours(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.py").write_text("STEPS = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from configs import base, swin_s\n\n\ndef get_config():\n    config = swin_s.get_config()\n"
+        "    config.train.steps = base.STEPS\n    config.name = 'mine'\n    return config\n"
+    )
+    read = (
+        "from opendet_jax.config_files import config_from_arguments as read; "
+        "c = read(['--config=mine.py']); print(c.name, c.train.steps, c.model.backbone.depths)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", read], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert done.stdout.split("\n")[0] == "mine 7 (2, 2, 18, 2)"
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections loads a config file
+def test_fields_of_a_config_by_name():
+    assert config_from_arguments(["--config=scenes_tiny", "--config.train.steps=5"]).train.steps == 5
+
+
+def test_a_wrong_command_or_config(tmp_path):
+    done = opendet("predikt", folder=tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (1, "error: there is no command 'predikt'; did you mean predict?")
+    done = opendet("train", "swin_x", folder=tmp_path)
+    assert done.stderr.startswith("error: --config=swin_x: there is no file swin_x")
+    assert "Traceback" not in done.stderr
+    done = opendet("eval", "--workdir=nowhere", folder=tmp_path)
+    assert done.stderr.startswith("error: nowhere: holds no")
+    assert "Traceback" not in done.stderr
+
+
+def test_installed_it_runs_from_anywhere(installed, tmp_path):
+    assert not (installed / "configs").exists()
+    done = opendet("--help", folder=tmp_path, site=installed)
+    assert "scenes_tiny" in done.stdout
+    assert "swin_t" in done.stdout
+    assert opendet("--version", folder=tmp_path, site=installed).stdout.startswith("opendet_jax ")
+    done = opendet("train", "swin_s", folder=tmp_path, site=installed)
+    assert done.stderr.startswith("error: config.data.train.annotations is empty")
+    show = ["show", "--config=scenes_tiny", "--out=sheet.png", "--images=2", "--config.data.scenes_train=4"]
+    done = opendet(*show, folder=tmp_path, site=installed)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_prediction_on_a_folder_needs_no_config(installed, tmp_path):
+    from PIL import Image
+
+    from opendet_jax.data.scene_drawing import draw_scene
+
+    (tmp_path / "photos").mkdir()
+    for index in range(2):
+        Image.fromarray(draw_scene(99, "val", index, 128)[0]).save(tmp_path / "photos" / f"{index}.png")
+    done = opendet("predict", "photos", "--workdir=scenes_tiny", folder=tmp_path, site=installed)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("opendet_jax ")
+    assert "2 images" in done.stdout
+    assert {path.name for path in (tmp_path / "scenes_tiny" / "predict").iterdir()} == {
+        "0.png",
+        "1.png",
+        "predictions.json",
+    }
