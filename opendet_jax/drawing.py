@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
@@ -41,7 +40,8 @@ def _ink_on(colour: Colour) -> Colour:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib ships DejaVu Sans, which has the letters of most alphabets.
+    import matplotlib  # slow, and needed here alone: it ships DejaVu Sans, which has the letters of most alphabets
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"), size)
 
 

@@ -70,7 +70,6 @@ def run(mode: str, config: Config, workdir: Path) -> None:
     """What is imported only now takes seconds to load: longer than to find what is wrong with a field."""
     doing = {"train": "training", "eval": "evaluating", "predict": "predicting with", "replay": "replaying a step of"}
     print(f"opendet_jax {__version__}: {doing[mode]} {config.name} in {workdir}", flush=True)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
     from opendet_jax.compilation import enable_cache
     from opendet_jax.parallel.processes import join_processes
 
@@ -97,6 +96,8 @@ def run(mode: str, config: Config, workdir: Path) -> None:
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Command-line flags; a config field that does not exist ends the program with the nearest right name."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # after two minutes of compiling XLA asks to file a bug
     from opendet_jax.config_files import find_configs, flag_problem
     from opendet_jax.errors import InputError
 
@@ -176,7 +177,9 @@ def flags_of(command: str, arguments: Sequence[str]) -> list[str]:
             named.append(f"{argument}={rest.pop(0)}")
     if command != "predict" and len(alone) > 1:
         sys.exit(f"error: opendet {command}: what is {alone[1]!r}? Flags are --NAME=VALUE")
-    return [f"--mode={command}", *named, *([f"--{FLAGS_OF[command]}=" + "\n".join(alone)] if alone else [])]
+    own = [f"--{FLAGS_OF[command]}=" + "\n".join(alone)] if alone else []
+    whole_first = sorted([*named, *own], key=lambda flag: not flag.startswith("--config="))  # and then fields of it
+    return [f"--mode={command}", *whole_first]
 
 
 def _data(command: str) -> Callable[[Sequence[str]], None]:

@@ -60,7 +60,7 @@ def test_help_names_every_command():
         (
             "train",
             ["--workdir", "runs/a", "mine.py", "--config.train.steps=3"],
-            ["--mode=train", "--workdir=runs/a", "--config.train.steps=3", "--config=mine.py"],
+            ["--mode=train", "--config=mine.py", "--workdir=runs/a", "--config.train.steps=3"],
         ),
         ("eval", ["--workdir=runs/a"], ["--mode=eval", "--workdir=runs/a"]),
         (
@@ -72,6 +72,13 @@ def test_help_names_every_command():
 )
 def test_what_stands_alone(command, arguments, flags):
     assert flags_of(command, arguments) == flags
+
+
+def test_fields_come_after_the_config_that_has_them(tmp_path):
+    done = opendet("train", "--config.train.steps=0", "scenes_tiny", folder=tmp_path)
+    assert done.stderr.strip() == "error: config.train.steps = 0: must be at least 1"
+    done = opendet("predict", "nothing.jpg", "--config=scenes_tiny", "--config.predict.min_score=2", folder=tmp_path)
+    assert "error: config.predict.min_score = 2.0: must be between 0 and 1" in done.stderr
 
 
 def test_two_configs():

@@ -12,11 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,9 @@ from safetensors.numpy import load_file, save_file
 from opendet_jax.checkpoints import intact
 from opendet_jax.errors import WeightsError
 from opendet_jax.files import replacing, try_folder, write_json
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp  # takes half a second: what is portable does without it
 
 CHECKPOINTS, NOTE, TOKENIZER = "checkpoints", "weights.json", "tokenizer"
 CONFIG, MODEL = "config.json", "model.safetensors"
@@ -42,11 +44,13 @@ class Converted:
     params: Mapping[str, Any]
 
 
-def open_manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+def open_manager(folder: Path, **options: Any) -> "ocp.CheckpointManager":
     """Orbax's manager of the checkpoints in `folder`, with its CheckpointManagerOptions.
 
     Of all items that any checkpoint has, whoever reads or writes which: what has no handler Orbax warns of.
     """
+    import orbax.checkpoint as ocp
+
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for items, handler, arguments in (
         (ARRAYS, ocp.StandardCheckpointHandler, (ocp.args.StandardSave, ocp.args.StandardRestore)),
@@ -153,6 +157,8 @@ def _portable_config(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None) -> None:
+    import orbax.checkpoint as ocp
+
     with open_manager(folder / CHECKPOINTS, create=True) as manager:
         manager.save(
             STEP,
@@ -168,6 +174,8 @@ def _write(folder: Path, converted: Converted, note: Mapping[str, Any], tokenize
 
 def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config, parameters) of a checkpoint, on the first device: their moving average, where training kept one."""
+    import orbax.checkpoint as ocp
+
     item = _item(folder, step)
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -189,6 +197,8 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     _require_kind(folder, kind)
     if is_portable(folder):
         return _portable_config(folder)
+    import orbax.checkpoint as ocp
+
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
     return restored["config"]
@@ -202,6 +212,8 @@ def read_shapes(folder: Path, kind: str) -> Converted:
         return replace(
             whole, params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole.params)
         )
+    import orbax.checkpoint as ocp
+
     step = _newest(folder, "params", "average", "config")
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))

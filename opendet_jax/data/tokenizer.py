@@ -3,10 +3,12 @@
 Method: docs/method.md#7-object-name-generator.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +24,11 @@ PADDING = 0
 END = 1
 LISTED = 10  # names that do not come back
 LONGEST = 60  # characters of a name in a message
+
+
+# What transformers does to a text where tokenizer_config.json has clean_up_tokenization_spaces, as T5's does.
+_JOINED = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")
+CLEANED = tuple((f" {mark}", mark.strip()) for mark in _JOINED)
 
 
 class TokenizerError(InputError):
@@ -58,6 +65,24 @@ class ByteTokenizer:
         return letters.decode(errors="ignore").strip()
 
 
+class T5Tokenizer:
+    """A T5's tokenizer.json, read by the library underneath transformers, whose own loading takes seconds more."""
+
+    def __init__(self, file: Path, cleans: bool):
+        from tokenizers import Tokenizer
+
+        self._inner, self._cleans = Tokenizer.from_file(str(file)), cleans
+        self.size = self._inner.get_vocab_size()
+        self._encode = cache(lambda name: self._inner.encode(name, add_special_tokens=False).ids)
+
+    def encode(self, name: str) -> list[int]:
+        return list(self._encode(name))
+
+    def decode(self, tokens: Int[ndarray, " n"] | Sequence[int]) -> str:
+        text = self._inner.decode([int(token) for token in tokens if token < self.size], skip_special_tokens=True)
+        return reduce(lambda text, mark: text.replace(*mark), CLEANED if self._cleans else (), text).strip()
+
+
 class PretrainedTokenizer:
     """One of transformers' tokenizers."""
 
@@ -82,12 +107,25 @@ def load_tokenizer(name: str, vocab_size: int, download: bool = True) -> Tokeniz
     Raises TokenizerError if there is none, its padding is not 0 or its </s> not 1, or it has more tokens than the
     language model's `vocab_size` (V).
     """
-    tokenizer = ByteTokenizer() if name == "byt5" else _pretrained(name, download)
+    tokenizer = ByteTokenizer() if name == "byt5" else _t5(Path(name)) or _pretrained(name, download)
     if tokenizer.size > vocab_size:
         raise TokenizerError(
             f"data.tokenizer: {name!r} has {tokenizer.size} tokens, config.model.t5.vocab_size is {vocab_size}"
         )
     return tokenizer
+
+
+def _t5(folder: Path) -> T5Tokenizer | None:
+    """Of a folder that says it is a T5's tokenizer, with all that its tokenizer.json leaves open; None of another."""
+    try:
+        described = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        marks = [described[name] for name in ("pad_token", "eos_token")]
+        is_t5 = described["tokenizer_class"] in ("T5Tokenizer", "T5TokenizerFast")
+        tokenizer = T5Tokenizer(folder / "tokenizer.json", described.get("clean_up_tokenization_spaces", False) is True)
+    except Exception:  # of many kinds: transformers says what is wrong, or knows how to read it
+        return None
+    found = [tokenizer._inner.token_to_id(mark if isinstance(mark, str) else "") for mark in marks]
+    return tokenizer if is_t5 and found == [PADDING, END] else None
 
 
 def _pretrained(name: str, download: bool) -> PretrainedTokenizer:

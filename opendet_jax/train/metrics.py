@@ -17,7 +17,7 @@ from opendet_jax.errors import InputError
 from opendet_jax.files import replacing
 
 METRICS, EVALUATIONS, TENSORBOARD, CURVES = "metrics.jsonl", "evaluations.jsonl", "tensorboard", "curves.png"
-MEASURED = ("AP", "AP50", "agnostic_AP", "naming_accuracy")  # of evaluations, in percent, that have a curve
+MEASURED = ("AP", "AP50", "agnostic_AP", "naming_accuracy")  # of evaluations, those that have a curve
 
 QUEUE = 10_000  # numbers: more than a line has, so that adding them never waits
 
@@ -126,12 +126,15 @@ def draw_curves(workdir: Path) -> None:
     Logarithmic in the loss, so that the fall of small terms shows too. A term that is never above zero has no panel.
     """
     rows, panels = read_metrics(workdir / METRICS), defaultdict[str, list[str]](list)
-    for name in dict.fromkeys(name for row in rows for name in row):
-        if name != "step" and any(row.get(name, 0) > 0 for row in rows):
+    for name in ("total", *dict.fromkeys(name for row in rows for name in row)):
+        if name != "step" and any(row.get(name, 0) > 0 for row in rows) and name not in panels["total"]:
             panels[name.split("/")[0]].append(name)
-    evaluations = read_metrics(workdir / EVALUATIONS)
+    evaluations = [
+        {name: value if name == "step" else 100 * value for name, value in row.items()}
+        for row in read_metrics(workdir / EVALUATIONS)
+    ]
     measured = [name for name in MEASURED if any(name in row for row in evaluations)]
-    if not panels:
+    if not panels["total"]:
         return
     count = len(panels) + bool(measured)
     columns = min(3, count)
@@ -141,8 +144,8 @@ def draw_curves(workdir: Path) -> None:
         _draw_panel(axis, rows, term, names)
         axis.set_yscale("log")
     if measured:
-        _draw_panel(axes[len(panels)], evaluations, "evaluation", measured)
-        axes[len(panels)].set_ylim(0, 100)
+        _draw_panel(axes[len(panels)], evaluations, "evaluation, percent", measured)
+        axes[len(panels)].set_ylim(bottom=0)
     for axis in axes[count:]:
         axis.remove()
     with replacing(workdir / CURVES) as part:

@@ -187,7 +187,7 @@ class Run:
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         self._say(f"{config.name} ({config_hash(config)}): {count / 1e6:.2f} M parameters, {mixture.describe()}")
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
-        self._bar = tqdm(disable=True)  # until the first step is done: rate and time left are those of steps alone
+        self._bar = tqdm(disable=True)  # until the first step is done
         self._logged, self._foretold = (self.first, time.monotonic()), False
         self._drawn = time.monotonic()
 
@@ -222,11 +222,15 @@ class Run:
         give_back_memory()
         loss = float(jax.device_get(terms["total"]))
         self._say(f"compiled in {compiled:.0f} s; loss {loss:.3f} at the first step")
+        self._open_bar()
+        self._bar.set_postfix_str(f"loss {loss:.3f}")
+
+    def _open_bar(self) -> None:
+        """From here on: rate and time left are those of steps alone, without compiling and evaluation."""
         self._bar = tqdm(
             total=self.config.train.steps, initial=self.step, unit="step", dynamic_ncols=True, mininterval=1.0,
             disable=not self._is_first,
         )  # fmt: skip
-        self._bar.set_postfix_str(f"loss {loss:.3f}")
         self._logged = (self.step, time.monotonic())
 
     def step_back(self, sent: Sent) -> None:
@@ -267,6 +271,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Raises InputError where `train.keep_best` is no metric of the evaluation."""
+        self._bar.close()
         self._inference.params = local_copy(self.state.evaluated, self._mesh)
         metrics = evaluate(self._inference, self._eval_set, self.config, self.workdir, self.step, self._naming)
         self._inference.params = None  # whole on every device: no room for it in training
@@ -277,8 +282,8 @@ class Run:
         if self._is_first:
             self._log.evaluated(self.step, metrics)
         self.draw_curves()
-        self._bar.unpause()
-        self._logged = (self.step, time.monotonic())
+        if self.step < self.config.train.steps:
+            self._open_bar()
 
     def draw_curves(self) -> None:
         """A picture is not worth the end of a run: where it cannot be written, that is said."""
@@ -301,7 +306,7 @@ class Run:
         """What lies where when all is done, and what comes next."""
         evaluated = results_folder(self.config, self.workdir)
         rows = read_metrics(self.workdir / EVALUATIONS) if self._is_first else []
-        precisions = [f"{row['AP']:.1f} after {row['step']} steps" for row in rows if "AP" in row]
+        precisions = [f"{100 * row['AP']:.1f} after {row['step']} steps" for row in rows if "AP" in row]
         if len(precisions) > 1:
             self._say("AP " + ", ".join(precisions))
         self._say(
@@ -312,11 +317,7 @@ class Run:
             f"next: opendet predict PICTURES --workdir={shlex.quote(str(self.workdir))}"
         )
 
-    def stop_bar(self) -> None:
-        """Before the last evaluation, which has a bar of its own."""
-        self._bar.close()
-
     def close(self) -> None:
-        self.stop_bar()
+        self._bar.close()
         if self._is_first:
             self._log.close()

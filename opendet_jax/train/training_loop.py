@@ -110,7 +110,6 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
     run.checkpoints.wait()
     signals.saved(_stopped(run))
     run.draw_curves()
-    run.stop_bar()
     with signals.interrupting():
         run.evaluate()
     run.checkpoints.close()

@@ -1,6 +1,7 @@
 """Names to tokens and back, with the tokenizer that needs no file and with T5's."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +90,41 @@ def test_no_names(byt5):
 def test_missing_tokenizer_names_the_field(tmp_path):
     with pytest.raises(TokenizerError, match=r"data\.tokenizer: cannot load .*nowhere"):
         load_tokenizer(str(tmp_path / "nowhere"), 384)
+
+
+def test_t5s_file_is_read_as_transformers_reads_it(t5, data_folder):
+    """In which it takes seconds longer, and PyTorch along where that is installed."""
+    assert isinstance(t5, module.T5Tokenizer)
+    theirs = module._pretrained(str(data_folder / "tokenizers" / "t5"), download=False)
+    assert t5.size == theirs.size
+    categories = json.loads((data_folder / "names/lvis_v1_categories.json").read_text())
+    rng = np.random.default_rng(0)
+    letters = list("abc XYZ,.'-()é½猫ﬁ\u200b\u00a0!?&/0123")
+    drawn = ["".join(rng.choice(letters, size)) for size in rng.integers(1, 15, 1000)]
+    marks = [
+        "salt , pepper",
+        "do n't",
+        "he 's , we 've , they 're , I 'm .",
+        "a ' b ' c",
+        "what ? that !",
+        "</s> <extra_id_3>",
+    ]
+    for name in [*(category["name"] for category in categories), *drawn, *marks]:
+        tokens = theirs.encode(name)
+        assert t5.encode(name) == tokens, name
+        assert t5.decode(tokens) == theirs.decode(tokens), name
+    for tokens in rng.integers(0, 32128, (1000, 6)):
+        assert t5.decode(tokens) == theirs.decode(tokens), tokens
+
+
+@pytest.mark.parametrize("change", [{"eos_token": "<unk>"}, {"tokenizer_class": "LlamaTokenizer"}, {"pad_token": None}])
+def test_what_is_no_t5s_is_left_to_transformers(data_folder, tmp_path, change):
+    shutil.copytree(data_folder / "tokenizers" / "t5", tmp_path / "t5")
+    assert module._t5(tmp_path / "t5") is not None
+    path = tmp_path / "t5" / "tokenizer_config.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert module._t5(tmp_path / "t5") is None
 
 
 def test_other_models_tokenizer_is_refused(data_folder):
@@ -226,10 +262,8 @@ def test_each_name_is_tried_once(t5, monkeypatch):
     boxes = tuple(record.names[i % 2] for i in range(1000))
     many = [replace(record, names=boxes)] * 1000
     decoded = []
-    decode = module.PretrainedTokenizer.decode
-    monkeypatch.setattr(
-        module.PretrainedTokenizer, "decode", lambda self, tokens: decoded.append(tokens) or decode(self, tokens)
-    )
+    decode = type(t5).decode
+    monkeypatch.setattr(type(t5), "decode", lambda self, tokens: decoded.append(tokens) or decode(self, tokens))
     began = time.process_time()
     assert lost_names(many, t5, 32).all_boxes == 1_000_000
     assert len(decoded) == 2

@@ -89,10 +89,10 @@ def test_curves_of_losses_rates_and_evaluations(tmp_path, panels):
     assert panels.keys() == {"total", "l1", "naming", "learning rate"}  # no panel without a line
     assert panels["l1"] == {"layer_1": [[1, 1], [2, 0.5]], "layer_2": [[1, 2], [2, 1]]}
     write_lines(
-        tmp_path / "evaluations.jsonl", [{"step": 2, "AP": 12.5, "AP50": 20.0, "APr": 1.0}, {"step": 3, "AP": 13.0}]
+        tmp_path / "evaluations.jsonl", [{"step": 2, "AP": 0.125, "AP50": 0.25, "APr": 1.0}, {"step": 3, "AP": 0.5}]
     )
     draw_curves(tmp_path)
-    assert panels["evaluation"] == {"AP": [[2, 12.5], [3, 13]], "AP50": [[2, 20]]}
+    assert panels["evaluation, percent"] == {"AP": [[2, 12.5], [3, 50]], "AP50": [[2, 25]]}
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 1000
 
