@@ -12,7 +12,7 @@ OPENDET_DATA ?= $(abspath $(wildcard ../shared/data))
 OPENDET_VECTORS ?= $(abspath $(wildcard ../shared/parity))
 export OPENDET_DATA OPENDET_VECTORS
 
-.PHONY: run test test-newest test-slow parity lint config-page golden docs bench compile-check venv clean
+.PHONY: run test test-demo test-newest test-slow parity lint config-page golden docs bench compile-check venv clean
 
 run: $(VENV)/run
 	$(MAIN) --mode=train
@@ -24,6 +24,10 @@ run: $(VENV)/run
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+# The page in the browser, in Debian's Chromium. What gradio wants lies over the packages of the other tests.
+test-demo: .venv-demo/done
+	.venv-demo/bin/python -m pytest -q tests/test_demo.py
 
 # Tests and run on a newer Python with the newest packages that requirements.txt allows, in a virtual environment of their
 # own; the run is cut: it shows that all works together, not what the model reaches.
@@ -80,6 +84,13 @@ $(VENV)/test: $(VENV)/run
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@
 
+.venv-demo/done: $(VENV)/test
+	$(PYTHON) -m venv .venv-demo
+	$(BIN)/python -c 'import site; print(*site.getsitepackages())' \
+		> "$$(.venv-demo/bin/python -c 'import site; print(*site.getsitepackages())')/beneath.pth"
+	.venv-demo/bin/pip install -q -e '.[test-demo]'
+	touch $@
+
 .venv-compile/done: benchmarks/requirements-compile.txt requirements.txt
 	$(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/pip install -q -r $<
@@ -94,4 +105,4 @@ $(VENV)/test: $(VENV)/run
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-compile .venv-docs runs site
+	rm -rf .venv .venv-demo .venv-newest .venv-compile .venv-docs runs site
