@@ -71,7 +71,8 @@ def test_the_run_goes_on_as_it_would_have(continued, expected):
     rows = [json.loads(line) for line in (continued / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row, then in zip(rows[4:], expected["metrics"], strict=True):
-        assert row == pytest.approx(then, rel=ROUNDING, abs=1e-7)
+        since = {name for name in row if name.startswith("learning_rate/")}  # not in the log of those days
+        assert {name: row[name] for name in row.keys() - since} == pytest.approx(then, rel=ROUNDING, abs=1e-7)
 
 
 def test_it_evaluates_to_the_same_digits(continued, expected):

@@ -94,7 +94,7 @@ def test_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/none.py"], "error: --config: "),
+        (["--config=configs/none.py"], "error: --config=configs/none.py: there is no file"),
         (["--config=configs/swin_t.py"], r"error: config\.data\.train\.annotations is empty"),
         (["--config=configs/scenes_tiny.py", "--config.data.scenes=3"], "error: a --config field does not exist"),
     ],

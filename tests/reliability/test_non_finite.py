@@ -215,7 +215,8 @@ def test_skips_and_counts(tmp_path, monkeypatch, caplog):
     )
     rows = logged(tmp_path / "whole")
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]
-    assert [set(row) for row in rows][2] == {"step", "naming", "skipped"}, "only what is finite is logged"
+    of_rates = {f"learning_rate/{part}" for part in ("detector", "backbone", "generator")}
+    assert set(rows[2]) == {"step", "naming", "skipped"} | of_rates, "only what is finite is logged"
     assert not (tmp_path / "whole" / "non_finite").exists()
     train(replace(skip, train=replace(skip.train, steps=4)), tmp_path / "parts")
     train(skip, tmp_path / "parts")
