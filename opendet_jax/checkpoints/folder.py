@@ -124,7 +124,8 @@ def save_portable(folder: Path, whole: Converted, step: int, dtype: str = "float
     """
     check_free(folder)
     flat: Mapping[str, Any] = flatten_dict(dict(whole.params), sep="/")
-    arrays = {name: np.asarray(leaf).astype(jax.numpy.dtype(dtype)) for name, leaf in flat.items()}
+    # In C's order: safetensors writes another one as it lies, under a header that says C.
+    arrays = {name: np.ascontiguousarray(leaf, jax.numpy.dtype(dtype)) for name, leaf in flat.items()}
     try:
         with replacing(folder / MODEL) as part:
             save_file(arrays, part, metadata={"step": str(step)})

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -307,9 +308,10 @@ def test_orientation_set_by_a_caller():
 
 # The sweep: modes and formats, orientations, damaged metadata, truncated files.
 
+YCBCR = ("YCbCr",) if PIL.__version__ >= "13" else ()  # Pillow 12 cannot read what it writes
 FORMATS = {  # modes that a format keeps, losslessly, and the arguments of saving
     "PNG": (("1", "L", "LA", "I;16", "P", "RGB", "RGBA"), {}),
-    "TIFF": (("1", "L", "LA", "I;16", "I;16B", "F", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "LAB"), {}),
+    "TIFF": (("1", "L", "LA", "I;16", "I;16B", "F", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", *YCBCR, "LAB"), {}),
     "WEBP": (("RGB", "RGBA"), {"lossless": True}),
     "JPEG": (("L", "RGB", "CMYK"), {"quality": 95}),
     "MPO": (("RGB",), {}),
