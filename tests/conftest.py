@@ -13,8 +13,8 @@ install_import_hook("opendet_jax", "beartype.beartype")
 from opendet_jax.compilation import enable_cache  # noqa: E402  (imported under the hook)
 
 # Most tests run for a moment what takes a minute to compile, and so do the programs that they start. XLA's older way of
-# making CPU kernels, which jax 0.11 has no more, takes three quarters of the time of that by MLIR, which users' programs and
-# `make parity` have.
+# making CPU kernels, which jax 0.11 has no more, takes three quarters of the time of that by MLIR, which is what others
+# compile with, and `make parity`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if jax.__version_info__ < (0, 11):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")

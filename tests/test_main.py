@@ -144,7 +144,7 @@ def test_a_wrong_command_or_config(tmp_path):
     assert done.stderr.startswith("error: --config=swin_x: there is no file swin_x")
     assert "Traceback" not in done.stderr
     done = opendet("eval", "--workdir=nowhere", folder=tmp_path)
-    assert done.stderr.startswith("error: nowhere: holds no")
+    assert done.stderr.strip() == "error: no checkpoint in nowhere/checkpoints"
     assert "Traceback" not in done.stderr
 
 
