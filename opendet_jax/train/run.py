@@ -281,18 +281,18 @@ class Run:
             raise InputError(f"config.train.keep_best = {wanted!r}: the evaluation has {names}")
         if self._is_first:
             self._log.evaluated(self.step, metrics)
-        self.draw_curves()
         if self.step < self.config.train.steps:
+            self.draw_curves()
             self._open_bar()
 
     def draw_curves(self) -> None:
-        """A picture is not worth the end of a run: where it cannot be written, that is said."""
+        """A picture is not worth the end of a run, nor the reason of one: where it cannot be drawn, that is said."""
         if not self._is_first:
             return
         try:
             draw_curves(self.workdir)
-        except OSError as error:
-            logging.warning("%s: cannot be written: %s", self.workdir / CURVES, error.strerror or error)
+        except (OSError, ValueError) as error:  # ValueError: a line of the log that was cut off, say by a full disk
+            logging.warning("%s: cannot be drawn: %s", self.workdir / CURVES, error)
         self._drawn = time.monotonic()
 
     def say_best(self) -> None:
@@ -319,5 +319,6 @@ class Run:
 
     def close(self) -> None:
         self._bar.close()
+        self.draw_curves()
         if self._is_first:
             self._log.close()

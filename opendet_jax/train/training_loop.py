@@ -109,7 +109,6 @@ def _to_the_end(run: Run, signals: StopSignals) -> None:
     run.save()
     run.checkpoints.wait()
     signals.saved(_stopped(run))
-    run.draw_curves()
     with signals.interrupting():
         run.evaluate()
     run.checkpoints.close()

@@ -198,6 +198,16 @@ def test_any_other_error(tmp_path, monkeypatch, capsys):
     assert "the state after step 3 is saved" in capsys.readouterr().err
 
 
+def test_curves_that_cannot_be_drawn_end_nothing(tmp_path, monkeypatch, caplog):
+    def fail(_):
+        raise ValueError("a line that was cut off")
+
+    monkeypatch.setattr("opendet_jax.train.run.draw_curves", fail)
+    train(CONFIG, tmp_path)
+    assert steps(tmp_path / "checkpoints")[-1] == CONFIG.train.steps
+    assert f"{tmp_path}/curves.png: cannot be drawn: a line that was cut off" in caplog.text
+
+
 def test_a_log_that_cannot_be_written_from_the_start(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(LogError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
