@@ -5,7 +5,6 @@ import argparse
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -64,15 +63,12 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     """The arguments with the file that --config means in the place of its name. Raises ConfigError for none.
 
     From then on, `from configs import swin_t` finds ours in every config file, wherever the program was started, and
-    those of a folder configs/ there.
+    before them those of a folder configs/ there.
     """
-    try:
-        package = importlib.import_module("configs")
-    except ModuleNotFoundError:
-        package = sys.modules["configs"] = ModuleType("configs")
-        package.__path__ = []
-    if str(CONFIGS) not in package.__path__:
-        package.__path__ = [*package.__path__, str(CONFIGS)]
+    package = sys.modules.setdefault("configs", ModuleType("configs"))
+    package.__path__ = [
+        *dict.fromkeys([str(Path("configs").absolute()), *getattr(package, "__path__", ()), str(CONFIGS)])
+    ]
     found: list[str] = []
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")

@@ -126,9 +126,9 @@ def test_a_config_of_ones_own_builds_on_ours_and_on_its_neighbours(tmp_path):
         "c = read(['--config=mine.py']); print(c.name, c.train.steps, c.model.backbone.depths)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", read], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
-    )
+    # As a console command: the folder is not where Python looks for modules.
+    command = [sys.executable, "-P", "-c", read]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
     assert done.stdout.split("\n")[0] == "mine 7 (2, 2, 18, 2)"
 
 
