@@ -18,6 +18,7 @@ from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.train import replay as replay_module
 from opendet_jax.train.finite import REFUSED, NonFiniteError, keep_finite
+from opendet_jax.train.metrics import is_evaluated
 from opendet_jax.train.optimizer import TrainState
 from opendet_jax.train.replay import ReplayError, load_batch, replay
 from opendet_jax.train.training_loop import train
@@ -126,7 +127,8 @@ def test_the_last_step_too(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError, match="step 6: "):
         train(CONFIG, tmp_path)
     assert steps(tmp_path / "checkpoints") == [2, 4, 5]
-    assert not (tmp_path / "curves.png").exists()
+    assert (tmp_path / "curves.png").exists(), "up to the step before it"
+    assert not is_evaluated(tmp_path, 6)
 
 
 def test_replay_shows_where_it_began(stopped, capsys):
