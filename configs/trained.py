@@ -8,8 +8,7 @@ DIR is a run's workdir, another folder that holds a whole model, or the name of 
 
 from ml_collections import ConfigDict
 
-from opendet_jax.checkpoints import intact
-from opendet_jax.checkpoints.folder import CHECKPOINTS, find_model, is_portable, read_config
+from opendet_jax.checkpoints.folder import CHECKPOINTS, find_model, holds_model, read_config
 from opendet_jax.checkpoints.same_config import CheckpointError, as_written
 from opendet_jax.config import ConfigError
 from opendet_jax.config_files import parse_config
@@ -20,6 +19,6 @@ def get_config(folder: str = "") -> ConfigDict:
     if not folder:
         raise ConfigError("configs/trained.py:DIR needs the folder of a model")
     model = find_model(folder)
-    if not (intact.steps(model / CHECKPOINTS) or is_portable(model)):
+    if not holds_model(model):
         raise CheckpointError(f"no checkpoint in {model / CHECKPOINTS}")
     return parse_config(as_written(read_config(model, "opendet"))).to_config_dict()

@@ -99,7 +99,7 @@ def config_from_arguments(arguments: Sequence[str]) -> Config:
 def read_flag(flag: flags.FlagHolder) -> Config:
     """The Config of a --config flag. Raises ConfigError, also where there is none or its file is missing."""
     if flag.value is None:
-        raise ConfigError("--config is missing: name a file of configs/")
+        raise ConfigError("--config is missing: name a file of configs/ (evaluation and prediction: or --workdir)")
     try:
         sections = dict(flag.value.items())
     except OSError as error:  # put off by ml_collections until here

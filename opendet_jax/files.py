@@ -16,7 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        os.chmod(part, 0o666 & ~_umask())  # safetensors leaves what it writes to its owner alone
+        with suppress(OSError):  # some disks have no such permissions
+            os.chmod(part, 0o666 & ~_umask())  # safetensors leaves what it writes to its owner alone
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -17,7 +17,8 @@ began.
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -49,6 +50,18 @@ CONFIG is a file, or one of those that come with the program: {configs}.
 DIR is a run's folder, a folder of converted weights, or the model that comes with the program: scenes_tiny.
 Any field of a config is set by --config.FIELD=VALUE: opendet train scenes_tiny --config.train.steps=100
 "opendet COMMAND --help" says more. From nothing to boxes with names: opendet predict PICTURES --workdir=scenes_tiny"""
+
+# Of the commands that are modes of `main`, the flag whose value may stand alone; of the others the module that does it,
+# what goes before its arguments, and what its help calls it.
+FLAGS_OF = {"train": "config", "eval": "config", "predict": "config.predict.inputs", "replay": "config.train.replay"}
+COMMANDS = {
+    "prepare": ("data.__main__", ["prepare"], "opendet"),
+    "show": ("data.__main__", ["show"], "opendet"),
+    "evaluate": ("evaluate.__main__", [], "opendet evaluate"),
+    "weights": ("weights.__main__", [], "opendet weights"),
+    "export": ("weights.__main__", ["export"], "opendet"),
+    "demo": ("demo", [], "opendet demo"),
+}
 
 
 def main(_: Sequence[str]) -> None:
@@ -112,6 +125,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 
 def with_config(arguments: Sequence[str]) -> list[str]:
     """The arguments; where they do not train and name no config, with that of the model in --workdir."""
+    from opendet_jax.config_files import CONFIGS
+
     given = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=given)
     flags.DEFINE_string("workdir", "", "", flag_values=given)
@@ -119,7 +134,7 @@ def with_config(arguments: Sequence[str]) -> list[str]:
     given(arguments, known_only=True)
     if given.config or not given.workdir or given.mode == "train":
         return list(arguments)
-    return [*arguments[:1], f"--config=trained:{given.workdir}", *arguments[1:]]
+    return [*arguments[:1], f"--config={CONFIGS}/trained.py:{given.workdir}", *arguments[1:]]
 
 
 def take_large_pages() -> None:
@@ -148,7 +163,8 @@ def opendet() -> None:
         sys.argv[1:] = flags_of(command, rest)
         app.run(main, flags_parser=parse_flags)
     elif command in COMMANDS:
-        COMMANDS[command](rest)
+        module, before, program = COMMANDS[command]
+        import_module(f"opendet_jax.{module}").main([*before, *rest], program)
     else:
         near = difflib.get_close_matches(command, [*FLAGS_OF, *COMMANDS], n=1)
         sys.exit(f"error: there is no command {command!r}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
@@ -158,9 +174,6 @@ def help_text() -> str:
     from opendet_jax.config_files import CONFIGS
 
     return HELP.format(configs=", ".join(sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))))
-
-
-FLAGS_OF = {"train": "config", "eval": "config", "predict": "config.predict.inputs", "replay": "config.train.replay"}
 
 
 def flags_of(command: str, arguments: Sequence[str]) -> list[str]:
@@ -180,49 +193,6 @@ def flags_of(command: str, arguments: Sequence[str]) -> list[str]:
     own = [f"--{FLAGS_OF[command]}=" + "\n".join(alone)] if alone else []
     whole_first = sorted([*named, *own], key=lambda flag: not flag.startswith("--config="))  # and then fields of it
     return [f"--mode={command}", *whole_first]
-
-
-def _data(command: str) -> Callable[[Sequence[str]], None]:
-    def call(arguments: Sequence[str]) -> None:
-        from opendet_jax.data.__main__ import main
-
-        main([command, *arguments], "opendet")
-
-    return call
-
-
-def _evaluate(arguments: Sequence[str]) -> None:
-    from opendet_jax.evaluate.__main__ import main
-
-    main(arguments, "opendet evaluate")
-
-
-def _weights(arguments: Sequence[str]) -> None:
-    from opendet_jax.weights.__main__ import main
-
-    main(arguments, "opendet weights")
-
-
-def _export(arguments: Sequence[str]) -> None:
-    from opendet_jax.weights.__main__ import main
-
-    main(["export", *arguments], "opendet")
-
-
-def _demo(arguments: Sequence[str]) -> None:
-    from opendet_jax.demo import main
-
-    main(arguments, "opendet demo")
-
-
-COMMANDS = {
-    "prepare": _data("prepare"),
-    "show": _data("show"),
-    "evaluate": _evaluate,
-    "weights": _weights,
-    "export": _export,
-    "demo": _demo,
-}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tarfile
 from pathlib import Path
 
 import jax
@@ -38,6 +39,15 @@ def _folder(variable: str) -> Path:
     folder = Path(value)
     assert folder.is_dir(), f"{variable}={value} is not a folder"
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_written_before(tmp_path_factory) -> Path:
+    """The workdir of a tiny run that an earlier version made (tests/checkpoints/test_written_before.py)."""
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(Path(__file__).parent / "checkpoints" / "written_before.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_a_mixture_on_the_command_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config is missing: name a file of configs/"),
+        ([], r"--config is missing: name a file of configs/ \(evaluation and prediction: or --workdir\)"),
         (
             ["--config=configs/none.py"],
             r"--config=configs/none\.py: there is no file configs/none\.py, .*, scenes_tiny, ",

@@ -276,7 +276,7 @@ def test_what_cannot_be_used_gets_a_sentence_and_the_page_lives_on(page, name, c
 
 
 def test_a_file_reaches_the_models_own_reader_as_it_is(page):
-    """EXIF turns a picture upright, and 16 bits become 8."""
+    """EXIF turns a picture upright, and of 16 bits the upper ones are seen."""
     exif, content = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.new("RGB", (80, 60)).save(content, "PNG", exif=exif)
@@ -286,6 +286,15 @@ def test_a_file_reaches_the_models_own_reader_as_it_is(page):
     Image.fromarray(np.linspace(0, 65535, 48 * 64).astype(np.uint16).reshape(48, 64)).save(content, "PNG")
     upload(page, "sixteen_bits.png", content.getvalue())
     shows(page, 64, 48)
+    grey = """image => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        const context = canvas.getContext("2d");
+        context.drawImage(image, 0, 0);
+        return [0.02, 0.5, 0.98].map(y => context.getImageData(20, y * canvas.height, 1, 1).data[0]);
+    }"""
+    rows = page.locator(".picture img").evaluate(grey)  # at the left edge, where no box is
+    assert rows == pytest.approx([0.02 * 255, 0.5 * 255, 0.98 * 255], abs=8)  # a row of 48 has 5, JPEG the rest
 
 
 def test_the_model_that_comes_along(visit):

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-ARCHIVE = ROOT / "tests/checkpoints/written_before.tar.xz"
 TRITON = ("jax.experimental.pallas.triton", "jax._src.pallas.triton")
 FOR_TESTS = ("lvis", "opencv-python")  # in requirements.txt, where lvis brings the other
 ELSEWHERE = ("cuda", "tpu", "docs")  # extras of other machines and of another environment
@@ -43,14 +41,6 @@ def optional() -> set[str]:
         for requirement in requirements
     }
     return modules_of(wanted | set(FOR_TESTS))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "run"
 
 
 def imports(path: Path) -> set[str]:
@@ -99,11 +89,11 @@ def detect_without(run: Path, *modules: str) -> tuple[dict, str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_it_detects_without_any_optional_package_and_imports_no_kernel(run):
+def test_it_detects_without_any_optional_package_and_imports_no_kernel(run_written_before):
     hidden = optional()
     assert {"torch", "lvis", "cv2", "beartype", "pytest"} <= hidden
     assert hidden.isdisjoint({"jax", "numpy", "scipy", "pycocotools"})
-    said, error = detect_without(run, *sorted(hidden))
+    said, error = detect_without(run_written_before, *sorted(hidden))
     assert said["found"] > 0
     assert said["imported"] == []
     assert said["kernels"] == 2
@@ -111,8 +101,8 @@ def test_it_detects_without_any_optional_package_and_imports_no_kernel(run):
 
 
 @pytest.mark.parametrize("gone", [TRITON, ("jax.experimental.pallas",)], ids=["triton", "pallas"])
-def test_without_the_kernels_back_end_xla_does_their_work_and_it_is_said_once(run, gone):
-    said, error = detect_without(run, *gone)
+def test_without_the_kernels_back_end_xla_does_their_work_and_it_is_said_once(run_written_before, gone):
+    said, error = detect_without(run_written_before, *gone)
     assert said["found"] > 0
     assert said["kernels"] == 0
     assert error.count("cannot make the kernels for cuda") == 1

@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from opendet_jax.config import ConfigError
 from opendet_jax.config_files import CONFIGS, config_from_arguments, find_config
+from opendet_jax.data.scene_drawing import draw_scene
 from opendet_jax.main import COMMANDS, FLAGS_OF, HELP, flags_of, with_config
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +91,7 @@ def test_two_configs():
 def test_the_config_of_a_model_is_meant_where_none_is_named():
     assert with_config(["main", "--mode=eval", "--workdir=runs/a"]) == [
         "main",
-        "--config=trained:runs/a",
+        f"--config={CONFIGS}/trained.py:runs/a",
         "--mode=eval",
         "--workdir=runs/a",
     ]
@@ -163,10 +165,6 @@ def test_installed_it_runs_from_anywhere(installed, tmp_path):
 
 
 def test_prediction_on_a_folder_needs_no_config(installed, tmp_path):
-    from PIL import Image
-
-    from opendet_jax.data.scene_drawing import draw_scene
-
     (tmp_path / "photos").mkdir()
     for index in range(2):
         Image.fromarray(draw_scene(99, "val", index, 128)[0]).save(tmp_path / "photos" / f"{index}.png")

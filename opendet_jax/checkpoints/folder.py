@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,39 +83,55 @@ def check_free(folder: Path) -> None:
         raise WeightsError(f"{folder}: no weights can be written there: {error.strerror}") from error
 
 
+@contextmanager
+def _whole(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """A folder to write the parts into, which then move to `folder`: all, or none.
+
+    The last of them is what makes it a folder that holds something.
+    """
+    check_free(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    moved: list[Path] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part.", dir=folder) as name:
+            yield Path(name)
+            for part in parts:
+                if (Path(name) / part).exists():
+                    os.replace(Path(name) / part, folder / part)
+                    moved.append(folder / part)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def save(folder: Path, converted: Converted, note: Mapping[str, Any], tokenizer: Path | None = None) -> None:
     """Writes the checkpoint and the note of where it comes from, both or neither. `note`: source, files, licence, …
 
     `tokenizer`: a folder to copy beside them.
     """
-    check_free(folder)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".part.", dir=folder) as name:
-            _write(Path(name), converted, note, tokenizer)
-            # A folder without a checkpoint holds no weights yet, so that it comes last.
-            for part in (NOTE, TOKENIZER, CHECKPOINTS):
-                if (Path(name) / part).exists():
-                    os.replace(Path(name) / part, folder / part)
-    finally:
-        if not (folder / CHECKPOINTS).exists():
-            (folder / NOTE).unlink(missing_ok=True)
-            shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+    with _whole(folder, (NOTE, TOKENIZER, CHECKPOINTS)) as part:
+        _write(part, converted, note, tokenizer)
 
 
-def find_model(name: Path | str) -> Path:
-    """The folder of that name; where it holds no model, the model of that name that comes with the package."""
-    folder = Path(name)
-    own = MODELS / folder.name
-    comes_along = folder.name == str(folder) and (own / MODEL).is_file()
-    return own if comes_along and not (intact.steps(folder / CHECKPOINTS) or is_portable(folder)) else folder
+def holds_model(folder: Path) -> bool:
+    return bool(intact.steps(folder / CHECKPOINTS)) or is_portable(folder)
 
 
 def is_portable(folder: Path) -> bool:
     return (folder / MODEL).is_file() and not intact.steps(folder / CHECKPOINTS)
+
+
+def find_model(name: Path | str) -> Path:
+    """The folder of that name; where there is none, or one of results alone, the model that comes with the package."""
+    folder = Path(name)
+    own = MODELS / folder.name
+    comes_along = folder.name == str(folder) and (own / MODEL).is_file()
+    is_theirs = (folder / CHECKPOINTS).exists() or is_portable(folder)  # also that of a run without a checkpoint yet
+    return own if comes_along and not is_theirs else folder
 
 
 def save_portable(folder: Path, whole: Converted, step: int, dtype: str = "float32") -> None:
@@ -122,15 +139,15 @@ def save_portable(folder: Path, whole: Converted, step: int, dtype: str = "float
 
     Raises WeightsError where the folder holds a model already, or cannot be written.
     """
-    check_free(folder)
     flat: Mapping[str, Any] = flatten_dict(dict(whole.params), sep="/")
     # In C's order: safetensors writes another one as it lies, under a header that says C.
     arrays = {name: np.ascontiguousarray(leaf, jax.numpy.dtype(dtype)) for name, leaf in flat.items()}
     try:
-        with replacing(folder / MODEL) as part:
-            save_file(arrays, part, metadata={"step": str(step)})
-        write_json(folder / CONFIG, dict(whole.config))
-        intact.write_manifest(folder)
+        with _whole(folder, (CONFIG, intact.MANIFEST, MODEL)) as part:
+            with replacing(part / MODEL) as file:
+                save_file(arrays, file, metadata={"step": str(step)})
+            write_json(part / CONFIG, dict(whole.config))
+            intact.write_manifest(part)
     except SafetensorError as error:
         raise WeightsError(f"{folder}: cannot be written: {error}") from error
 

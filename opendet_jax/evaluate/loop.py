@@ -227,7 +227,5 @@ def evaluate_checkpoint(config: Config, workdir: Path) -> None:
     inference = Inference(OpenDet(config.model, config.ablation), params, config, tokenizer.decode, local_mesh())
     evaluate(inference, eval_set, config, workdir, step, naming)
     if is_first():
-        print(
-            f"{results_folder(config, workdir)}: {METRICS}, {PREDICTIONS}"
-            + f", {PICTURES}" * (config.eval.pictures > 0)
-        )
+        written = (METRICS, PREDICTIONS, PICTURES) if config.eval.pictures else (METRICS, PREDICTIONS)
+        print(f"In {results_folder(config, workdir)}: {', '.join(written)}")

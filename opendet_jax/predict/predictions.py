@@ -101,7 +101,7 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
 
 
 def find_inputs(inputs: str) -> list[Path]:
-    """Of each line the file, the pictures of the folder, or the files that match the glob.
+    """Of each line the file, the pictures of the folder, or the files that match the glob; each file once.
 
     Raises InputError where there is none.
     """

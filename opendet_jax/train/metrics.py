@@ -126,15 +126,15 @@ def draw_curves(workdir: Path) -> None:
     Logarithmic in the loss, so that the fall of small terms shows too. A term that is never above zero has no panel.
     """
     rows, panels = read_metrics(workdir / METRICS), defaultdict[str, list[str]](list)
-    for name in ("total", *dict.fromkeys(name for row in rows for name in row)):
-        if name != "step" and any(row.get(name, 0) > 0 for row in rows) and name not in panels["total"]:
+    for name in dict.fromkeys(("total", *(name for row in rows for name in row))):
+        if name != "step" and any(row.get(name, 0) > 0 for row in rows):
             panels[name.split("/")[0]].append(name)
     evaluations = [
         {name: value if name == "step" else 100 * value for name, value in row.items()}
         for row in read_metrics(workdir / EVALUATIONS)
     ]
     measured = [name for name in MEASURED if any(name in row for row in evaluations)]
-    if not panels["total"]:
+    if not panels:
         return
     count = len(panels) + bool(measured)
     columns = min(3, count)
@@ -157,7 +157,8 @@ def _draw_panel(axis: Any, rows: list[Row], title: str, names: list[str]) -> Non
     for index, name in enumerate(names):
         points = [(row["step"], row[name]) for row in rows if name in row]
         label = name.partition("/")[2] or (name if len(names) > 1 else None)
-        axis.plot(*zip(*points, strict=True), label=label, color=colours(index), lw=1, marker="." * (len(points) < 20))
+        marker = "." if len(points) < 20 else None  # so that a single one is seen
+        axis.plot(*zip(*points, strict=True), label=label, color=colours(index), lw=1, marker=marker)
     axis.set_title(title.replace("_", " "))
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)

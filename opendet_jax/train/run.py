@@ -59,7 +59,8 @@ from opendet_jax.train.replay import replayed_steps
 from opendet_jax.train.step import jit_step, make_train_step
 from opendet_jax.weights.init import check_start, describe, initialise
 
-DRAWN_EVERY = 60  # seconds, at least: the curves of a run that goes on
+# Seconds from one drawing of the curves to the next, and the share of the time that drawing may take.
+DRAWN_EVERY, DRAWING = 60, 0.01
 
 
 def initial_state(model: OpenDet, optimizer, config: Config, mesh: Mesh) -> TrainState:
@@ -189,7 +190,7 @@ class Run:
         self._say(f"{describe_mesh(config, mesh)}; {describe_rates(config.optimizer)}")
         self._bar = tqdm(disable=True)  # until the first step is done
         self._logged, self._foretold = (self.first, time.monotonic()), False
-        self._drawn = time.monotonic()
+        self._draws_at = time.monotonic() + DRAWN_EVERY
 
     def _say(self, text: str) -> None:
         if self._is_first:
@@ -257,7 +258,7 @@ class Run:
         if self._is_first:
             rates = learning_rates(self.config.optimizer, self.step - 1)
             self._log.write(self.step, values | {f"learning_rate/{part}": rate for part, rate in rates.items()})
-        if time.monotonic() - self._drawn > DRAWN_EVERY:
+        if time.monotonic() > self._draws_at:
             self.draw_curves()
         (logged, then), now = self._logged, time.monotonic()
         self._logged = (self.step, now)
@@ -289,11 +290,13 @@ class Run:
         """A picture is not worth the end of a run, nor the reason of one: where it cannot be drawn, that is said."""
         if not self._is_first:
             return
+        began = time.monotonic()
         try:
             draw_curves(self.workdir)
         except (OSError, ValueError) as error:  # ValueError: a line of the log that was cut off, say by a full disk
             logging.warning("%s: cannot be drawn: %s", self.workdir / CURVES, error)
-        self._drawn = time.monotonic()
+        now = time.monotonic()
+        self._draws_at = now + max(DRAWN_EVERY, (now - began) / DRAWING)
 
     def say_best(self) -> None:
         """Which of the checkpoints that are left is the best, if more than one was evaluated."""

@@ -176,6 +176,8 @@ def portable_command(folder: Path, out: Path, dtype: str) -> None:
     folders.save_portable(out, folders.Converted("opendet", config.to_dict(), params), step, dtype)
     size = (out / folders.MODEL).stat().st_size
     print(f"wrote {out}: {parameter_count(params):,} parameters of step {step} in {dtype}, {size / 2**20:.1f} MiB")
+    if config.data.tokenizer != "byt5":
+        print(f"the tokenizer is not in it: {config.data.tokenizer} must be there where it is loaded")
 
 
 def _check_new(out: Path) -> None:

@@ -1,8 +1,9 @@
 """A whole model as config.json and model.safetensors: what comes back, what is refused, the one that comes along."""
 
+import errno
 import json
 import shutil
-import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,29 +17,19 @@ from opendet_jax.checkpoints.folder import CONFIG, MODEL, MODELS, find_model, lo
 from opendet_jax.checkpoints.restore import restore
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config_files import parse_config
-from opendet_jax.errors import WeightsError
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.init import check_start
 
-ARCHIVE = Path(__file__).with_name("written_before.tar.xz")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def portable(run, tmp_path_factory) -> Path:
+def portable(run_written_before, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("models") / "portable"
-    main(["export", str(run), "--to", "portable", "--out", str(out)])
+    main(["export", str(run_written_before), "--to", "portable", "--out", str(out)])
     return out
 
 
-def test_it_is_the_model_of_the_run(run, portable):
+def test_it_is_the_model_of_the_run(run_written_before, portable):
+    run = run_written_before
     assert {path.name for path in portable.iterdir()} == {CONFIG, MODEL, "manifest.json"}
     assert (portable / MODEL).stat().st_mode == (portable / CONFIG).stat().st_mode  # others may read it
     config, params, step = restore(run)
@@ -52,7 +43,8 @@ def test_it_is_the_model_of_the_run(run, portable):
     assert json.loads(first)["names"]
 
 
-def test_numbers_of_two_bytes(run, tmp_path, capsys):
+def test_numbers_of_two_bytes(run_written_before, tmp_path, capsys):
+    run = run_written_before
     main(["export", str(run), "--to", "portable", "--out", str(tmp_path / "half"), "--dtype", "bfloat16"])
     assert "in bfloat16" in capsys.readouterr().out
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32), restore(run)[1])
@@ -88,21 +80,39 @@ def test_damage_is_found(portable, tmp_path, damage):
         opendet_jax.load(folder)
 
 
-def test_what_cannot_be(run, portable, tmp_path):
+def refused(arguments: list[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return str(stopped.value)
+
+
+def test_what_cannot_be(run_written_before, portable, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 in .*; its model is that of step"):
         restore(portable, 7)
-    with pytest.raises(WeightsError, match="already holds weights"):
-        main_as_called(["export", str(run), "--to", "portable", "--out", str(portable)])
-    with pytest.raises(SystemExit, match="--dtype bfloat16: belongs to --to portable"):
-        main(["export", str(run), "--to", "opendet", "--out", str(tmp_path / "x.safetensors"), "--dtype", "bfloat16"])
+    export = ["export", str(run_written_before), "--to"]
+    assert "already holds weights" in refused([*export, "portable", "--out", str(portable)])
+    said = refused([*export, "opendet", "--out", str(tmp_path / "x.safetensors"), "--dtype", "bfloat16"])
+    assert said == "error: --dtype bfloat16: belongs to --to portable"
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def main_as_called(arguments: list[str]) -> None:
-    """The command, with the error that it would print."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    raise WeightsError(str(stopped.value))
+def test_it_is_written_whole_or_not_at_all(run_written_before, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("opendet_jax.checkpoints.intact.write_manifest", fail)
+    out = tmp_path / "model"
+    said = refused(["export", str(run_written_before), "--to", "portable", "--out", str(out)])
+    assert "No space left on device" in said
+    assert not out.exists()
+
+
+def test_a_tokenizer_that_is_not_in_it_is_named(run_written_before, tmp_path, monkeypatch, capsys):
+    config, params, step = restore(run_written_before)
+    elsewhere = replace(config, data=replace(config.data, tokenizer="tokenizers/t5"))
+    monkeypatch.setattr("opendet_jax.weights.commands.restore", lambda _: (elsewhere, params, step))
+    main(["export", str(run_written_before), "--to", "portable", "--out", str(tmp_path / "model")])
+    assert "the tokenizer is not in it: tokenizers/t5 must be there" in capsys.readouterr().out
 
 
 def test_a_name_means_the_model_that_comes_along_unless_a_folder_has_one(portable, tmp_path, monkeypatch):
@@ -110,6 +120,9 @@ def test_a_name_means_the_model_that_comes_along_unless_a_folder_has_one(portabl
     assert find_model("scenes_tiny") == MODELS / "scenes_tiny"
     (tmp_path / "scenes_tiny" / "predict").mkdir(parents=True)  # results of its
     assert find_model("scenes_tiny") == MODELS / "scenes_tiny"
+    (tmp_path / "scenes_tiny" / "checkpoints").mkdir()  # a run's that has none yet: not to be taken for another's
+    assert find_model("scenes_tiny") == Path("scenes_tiny")
+    (tmp_path / "scenes_tiny" / "checkpoints").rmdir()
     assert find_model("runs/scenes_tiny") == Path("runs/scenes_tiny")
     shutil.copytree(portable, tmp_path / "scenes_tiny", dirs_exist_ok=True)
     assert find_model("scenes_tiny") == Path("scenes_tiny")

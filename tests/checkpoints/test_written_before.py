@@ -7,7 +7,7 @@ otherwise since.
 """
 
 import json
-import tarfile
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from opendet_jax.checkpoints.same_config import as_written
 from opendet_jax.config_files import parse_config
 from opendet_jax.train.training_loop import train
 
-ARCHIVE = Path(__file__).with_name("written_before.tar.xz")
 ROUNDING = 1e-4  # programs round otherwise now, and Adam enlarges it where gradients are near zero
 # What shifts a whole channel ahead of a GroupNorm of one channel a group has no gradient but rounding's, of which Adam
 # makes steps, in other directions with another compiler: that they are small is all that can be said of them.
@@ -33,11 +32,9 @@ NOISE = 1e-3  # what is learnt has norms from 4e-3 on
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+def before(run_written_before, tmp_path_factory) -> Path:
+    """What the archive holds, to be gone on with."""
+    return Path(shutil.copytree(run_written_before.parent, tmp_path_factory.mktemp("before") / "copy"))
 
 
 @pytest.fixture(scope="module")

@@ -308,7 +308,7 @@ def test_orientation_set_by_a_caller():
 
 # The sweep: modes and formats, orientations, damaged metadata, truncated files.
 
-YCBCR = ("YCbCr",) if PIL.__version__ >= "13" else ()  # Pillow 12 cannot read what it writes
+YCBCR = ("YCbCr",) if int(PIL.__version__.split(".")[0]) >= 13 else ()  # Pillow 12 cannot read what it writes
 FORMATS = {  # modes that a format keeps, losslessly, and the arguments of saving
     "PNG": (("1", "L", "LA", "I;16", "P", "RGB", "RGBA"), {}),
     "TIFF": (("1", "L", "LA", "I;16", "I;16B", "F", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", *YCBCR, "LAB"), {}),
