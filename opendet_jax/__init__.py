@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opendet_jax.predict.detector import Detections, Detector, load
+    from opendet_jax.predict.detections import Detections
+    from opendet_jax.predict.detector import Detector, load
 
 __version__ = "0.1.0"
 __all__ = ["Detections", "Detector", "__version__", "load"]
 
 _MODULES = {
-    "Detections": "opendet_jax.predict.detector",
+    "Detections": "opendet_jax.predict.detections",
     "Detector": "opendet_jax.predict.detector",
     "load": "opendet_jax.predict.detector",
 }

@@ -35,7 +35,8 @@ from opendet_jax.drawing import draw
 from opendet_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from opendet_jax.predict.detector import Detections, Detector
+    from opendet_jax.predict.detections import Detections
+    from opendet_jax.predict.detector import Detector
 
 PROGRAM = "python -m opendet_jax.demo"
 DEFAULTS = PredictConfig()

@@ -22,7 +22,8 @@ from opendet_jax.config import Config, DataConfig
 from opendet_jax.data.scene_drawing import draw_scene
 from opendet_jax.demo import SCENES, SEED, drawn_examples, find_examples, main, serve
 from opendet_jax.errors import InputError
-from opendet_jax.predict.detector import Detections, Detector, load
+from opendet_jax.predict.detections import Detections
+from opendet_jax.predict.detector import Detector, load
 
 REASON = "the page has packages of its own: make test-demo"
 pytest.importorskip("gradio", reason=REASON)

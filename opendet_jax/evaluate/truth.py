@@ -16,8 +16,7 @@ from numpy import ndarray
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.data.formats.lvis_form import lvis_form
-from opendet_jax.data.formats.objects import flag
-from opendet_jax.data.formats.records import Dataset, Problems
+from opendet_jax.data.formats.records import Dataset, Problems, flag
 from opendet_jax.evaluate.greedy_matching import AREAS, AT_50, THRESHOLDS, TruthBoxes, within_areas
 from opendet_jax.evaluate.name_mapping import normalise_name
 

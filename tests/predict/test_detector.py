@@ -13,7 +13,8 @@ import opendet_jax
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config import DataConfig
 from opendet_jax.data.images import ImageError, load_image
-from opendet_jax.predict.detector import Detections, Detector
+from opendet_jax.predict.detections import Detections
+from opendet_jax.predict.detector import Detector
 from tests.test_inference import CONFIG, Scripted, decode
 
 DATA = DataConfig(eval_short_side=32, max_long_side=64, buckets=((32, 64), (64, 32)))

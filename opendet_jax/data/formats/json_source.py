@@ -14,16 +14,18 @@ import numpy as np
 
 from opendet_jax.data.formats.image_folder import ImageFolder, url_folder
 from opendet_jax.data.formats.json_stream import AnnotationError, lists_of
-from opendet_jax.data.formats.objects import (
+from opendet_jax.data.formats.records import (
     LARGEST_SIDE,
     AnnotationReader,
+    Category,
+    Dataset,
     Names,
+    Problems,
     clean_text,
     flag,
     frequency,
     written_names,
 )
-from opendet_jax.data.formats.records import Category, Dataset, Problems
 
 PARTS = ("images", "annotations", "categories")
 NAME_FIELDS = ("names", "caption_with_token", "object_name", "caption")  # of an annotation; the first that is there

@@ -9,8 +9,7 @@ from typing import Any
 from opendet_jax.data.formats.image_folder import ImageFolder
 from opendet_jax.data.formats.json_source import count_repeated, count_repeated_files, field_of, integer, side, text
 from opendet_jax.data.formats.json_stream import AnnotationError, lists_of
-from opendet_jax.data.formats.objects import AnnotationReader, Names
-from opendet_jax.data.formats.records import Category, Dataset, Problems
+from opendet_jax.data.formats.records import AnnotationReader, Category, Dataset, Names, Problems
 
 IMAGE_DATA = "image_data.json"
 

@@ -26,8 +26,7 @@ from opendet_jax.data.images import why_missing
 from opendet_jax.data.pixels import MAX_PIXELS
 from opendet_jax.data.prepared.builders import BUILDERS, DetectionBuilder
 from opendet_jax.data.prepared.read import ANNOTATIONS, COMPLETE, INDEX, WORK, checksum, pack
-from opendet_jax.data.prepared.shards import write_shards
-from opendet_jax.data.prepared.state import Note, Preparation, PrepareError
+from opendet_jax.data.prepared.shards import Note, Preparation, PrepareError, write_shards
 from opendet_jax.data.show import draw_summary, summarise
 from opendet_jax.files import replacing, write_json
 

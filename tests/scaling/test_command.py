@@ -12,8 +12,8 @@ from opendet_jax.errors import InputError
 from opendet_jax.parallel.mesh import make_mesh
 from opendet_jax.scaling import __main__ as command
 from opendet_jax.scaling import program as program_module
+from opendet_jax.scaling.__main__ import lines, measure, refused
 from opendet_jax.scaling.machines import MACHINES, Machine, TopologyError, bound, describe
-from opendet_jax.scaling.point import lines, measure, refused
 from opendet_jax.scaling.program import Program, TooLargeError, compile_step
 from tests.reliability import toy
 from tests.reliability.programs import tiny
