@@ -218,6 +218,8 @@ class EvalConfig:
     max_detections: int = 0  # boxes of an image that are named and counted, the best; 0 = all, as the paper has it
     nms_iou: float = 0.9  # overlap above which the worse of two boxes goes, in images of more than 300 queries
     min_score: float = 0.0  # of boxes that are named and counted
+    names: Literal["generated", "given"] = "generated"  # or chosen among those of the data set's classes
+    given_by: Literal["language", "alignment"] = "language"  # how, as `predict.by`
     num_beams: int = 3  # of the search for names
     max_new_tokens: int = 30  # of a generated name, the end token included
     query_slots: tuple[int, ...] = (100, 300)  # sizes of the decoder's programs; one more has all model.max_queries
@@ -234,6 +236,9 @@ class PredictConfig:
     max_detections: int = 100  # boxes of an image, the best
     min_score: float = 0.3  # of boxes that are shown
     nms_iou: float = 0.9  # overlap above which the worse of two boxes goes
+    batch_size: int = 8  # images of one padded size that are detected together
+    names: str = ""  # to choose from, separated by commas or on lines of their own; empty: the model makes them up
+    by: Literal["language", "alignment"] = "language"  # how it chooses among them: docs/python.md
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,7 @@ def validate(config: Config) -> None:
     _require(config.eval.max_detections >= 0, "eval.max_detections", config.eval.max_detections, "0 (all) or a number")
     _require(config.predict.max_detections >= 1, "predict.max_detections", config.predict.max_detections, "at least 1")
     encoder = config.eval.text_encoder
+    _require(config.predict.batch_size >= 1, "predict.batch_size", config.predict.batch_size, "at least 1")
     clip = "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')"
     _require(config.eval.name_mapping != "text_encoder" or bool(encoder), "eval.text_encoder", encoder, clip)
     for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", config.eval.limit)):

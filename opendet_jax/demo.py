@@ -177,8 +177,10 @@ def build(detector: "Detector", examples: Sequence[Example]) -> Any:
     """The page, as gradio's Blocks."""
     import gradio  # pyright: ignore[reportMissingImports]
 
+    from opendet_jax.given_names import written_names
+
     data = detector.config.data
-    compiled: set[int] = set()
+    compiled: set[tuple[int, str | None]] = set()
 
     def opened(chosen: str | int) -> tuple[str, Pixels]:
         """Name and pixels of what was dropped (its path), or of an example (its number). Raises ImageError."""
@@ -192,21 +194,23 @@ def build(detector: "Detector", examples: Sequence[Example]) -> Any:
         except ImageError as error:
             return _refused(error), ""
 
-    def detect(chosen: str | int | None, min_score: float, most: int) -> Iterator[tuple[str, Any]]:
+    def detect(chosen: str | int | None, min_score: float, most: int, names: str, by: Any) -> Iterator[tuple[str, Any]]:
         if chosen is None:
             return
         try:
             name, pixels = opened(chosen)
             height, width, _ = pixels.shape
             bucket = choose(evaluation_geometry(height, width, data).size, data.buckets)
-            yield "detecting …" if bucket in compiled else COMPILING, gradio.skip()
+            given = written_names(names)
+            program = bucket, by if given else None
+            yield "detecting …" if program in compiled else COMPILING, gradio.skip()
             start = time.monotonic()
-            found = detector.detect(pixels, max_detections=most, min_score=min_score)
+            found = detector.detect(pixels, max_detections=most, min_score=min_score, names=given, by=by)
             seconds = time.monotonic() - start
-            compiled.add(bucket)
+            compiled.add(program)
             said = f"{len(found)} object{'' if len(found) == 1 else 's'} in {seconds:.2f} s"
             yield said, rendered(name, pixels, found)
-        except ImageError as error:
+        except InputError as error:  # no image, or a name that the model has no embedding of
             yield _refused(error), ""
         except Exception as error:  # no memory left, say: the page stays, and the whole is on the screen
             traceback.print_exc()
@@ -236,6 +240,8 @@ def build(detector: "Detector", examples: Sequence[Example]) -> Any:
                 )
                 min_score = gradio.Slider(0, 1, DEFAULTS.min_score, step=0.01, label="Least score")
                 most = gradio.Slider(1, DEFAULTS.max_detections, DEFAULTS.max_detections, step=1, label="Most boxes")
+                names = gradio.Textbox(label="Names to choose from, with commas", placeholder="none: it makes them up")
+                by = gradio.Radio(["language", "alignment"], value=DEFAULTS.by, label="and how it chooses among them")
             with gradio.Column(scale=3, min_width=400):
                 status = gradio.HTML(elem_id="status", apply_default_css=False)
                 result = gradio.HTML(EMPTY, elem_id="result", apply_default_css=False)
@@ -243,9 +249,10 @@ def build(detector: "Detector", examples: Sequence[Example]) -> Any:
         gallery.select(take, None, chosen, show_progress="hidden")
         settings: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         settings["concurrency_id"] = "detector"  # one picture at a time, whosever it is
-        inputs, outputs = [chosen, min_score, most], [status, result]
+        inputs, outputs = [chosen, min_score, most, names, by], [status, result]
         chosen.change(show, chosen, outputs, show_progress="hidden").then(detect, inputs, outputs, **settings)
-        gradio.on([min_score.input, most.input], detect, inputs, outputs, **settings)
+        changed = [min_score.input, most.input, names.submit, names.blur, by.input]
+        gradio.on(changed, detect, inputs, outputs, **settings)
     return page
 
 
@@ -266,7 +273,7 @@ def rendered(name: str, pixels: Pixels, found: "Detections") -> str:
         level = round(1000 * (1 - (x1 - x0) * (y1 - y0)))
         beside = "top:100%" if y1 < 0.8 else "bottom:100%" if y0 > 0.25 else "top:0"
         beside += ";left:0" if x0 + x1 < 1 else ";right:0"
-        scored = zip(names, found.name_scores[place], strict=True)
+        scored = zip(names, found.name_scores[place], strict=False)  # of given names there may be fewer
         lines = "".join(f"<span>{name} {score:z.2f}</span>" for name, score in scored)
         cards += (
             f'<div class=object tabindex=0 style="{area};z-index:{level}"><div class=card style="{beside}">'

@@ -1,4 +1,4 @@
-"""From photographs to named boxes: detect, keep the best, name only what is kept.
+"""From photographs to named boxes: detect, keep the best, name only what is kept, in words of its own or given ones.
 
 Shared by evaluation and prediction.
 
@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
 from opendet_jax.config import Config
+from opendet_jax.given_names import AlignedNames, GivenNames, SpelledNames
+from opendet_jax.model.beam_search import Trie
 from opendet_jax.model.encoder import Memory
 from opendet_jax.model.neck import Features
 from opendet_jax.model.query_selection import Queries
@@ -42,7 +44,7 @@ class Found:
     boxes: Float[np.ndarray, "n 4"]  # (x0, y0, x1, y1) in pixels of the original image
     scores: Float[np.ndarray, " n"]
     names: list[list[str]]  # of each object, from best to worst beam
-    name_scores: Float[np.ndarray, "n beams"]
+    name_scores: Float[np.ndarray, "n beams"]  # −∞ where there is no such name, which given names alone can lack
 
 
 class _Candidates(NamedTuple):
@@ -50,9 +52,12 @@ class _Candidates(NamedTuple):
     scores: Float[Array, "B Q"]
     kept: Bool[Array, "B Q"]
     prompts: Float[Array, "B Q E"]
+    agreement: Float[Array, "B Q K"]  # log σ(S) of the best of the given names, best first
+    agreed: Int[Array, "B Q K"]  # places of these names; K = 0 where none are given
 
 
-Suppression = tuple[float | Float[Array, ""], int | Int[Array, ""]]  # a Selection's nms_iou and nms_above
+# A Selection's nms_iou and nms_above; the embeddings of given names, if the aligner is to compare them
+Asked = tuple[tuple[float | Float[Array, ""], int | Int[Array, ""]], Float[Array | np.ndarray, "N E"] | None]
 Encoded = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
 
 
@@ -87,7 +92,7 @@ class Inference:
         self._decode = decode
         self._encode = jax.jit(self.on_each_device(self._first_half))
         self._decode_queries = jax.jit(self._second_half, static_argnames="slots")
-        self._generate = jax.jit(self.on_each_device(self._names))
+        self._generate = jax.jit(self._names, static_argnames="most_tokens")
 
     @property
     def params(self) -> Any:
@@ -115,56 +120,101 @@ class Inference:
         split = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         return jax.device_put(jax.tree.map(even, batch), split)
 
-    def __call__(self, images: Images, sizes: Sequence[tuple[int, int]], selection: Selection) -> list[Found]:
+    def __call__(
+        self,
+        images: Images,
+        sizes: Sequence[tuple[int, int]],
+        selection: Selection,
+        given: GivenNames | None = None,
+    ) -> list[Found]:
         """The objects of the first len(sizes) images; what else the batch holds only fills it up.
 
-        `sizes` are the (height, width) of the original images, the frame of the boxes returned.
+        `sizes` are the (height, width) of the original images, the frame of the boxes returned. `given`: the names to
+        choose from; the score of an object is then also how well the best of them fits (given_names.py).
         """
         encoded = self._encode(self.params, self.place(images))
         slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
-        suppression = (selection.nms_iou, selection.nms_above)
-        candidates = self._decode_queries(self.params, suppression, encoded, slots=slots)
-        corners, scores, kept, prompts = jax.device_get(candidates)
+        asked = (selection.nms_iou, selection.nms_above), given.texts if isinstance(given, AlignedNames) else None
+        candidates = jax.device_get(self._decode_queries(self.params, asked, encoded, slots=slots))
+        corners, scores, kept = candidates.corners, candidates.scores, candidates.kept
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
             for place in range(len(sizes))
         ]
-        rows = [prompts[place, queries] for place, queries in enumerate(chosen)]
-        names, name_scores = self.name(np.concatenate(rows))
+        images_of = np.repeat(np.arange(len(sizes)), [len(queries) for queries in chosen])
+        rows = (images_of, np.concatenate(chosen))
+        if isinstance(given, AlignedNames):
+            name_scores = candidates.agreement[rows]
+            names = [[given.names[place] for place in places] for places in candidates.agreed[rows].tolist()]
+        else:
+            names, name_scores = self.name(candidates.prompts[rows], given)
         found, start = [], 0
         for place, (queries, (height, width)) in enumerate(zip(chosen, sizes, strict=True)):
             own = slice(start, start + len(queries))
             boxes = corners[place, queries] * np.array([width, height, width, height], np.float32)
             found.append(Found(boxes, scores[place, queries], names[own], name_scores[own]))
             start = own.stop
+        if isinstance(given, SpelledNames):
+            return [_by_name_too(one, given, selection.min_score) for one in found]
         return found
 
     def _first_half(self, params: Any, images: Images) -> Encoded:
         encoded: Any = self.model.apply({"params": params}, images, deterministic=True, method="encode")
         return encoded
 
-    def _second_half(self, params: Any, suppression: Suppression, encoded: Encoded, slots: int) -> _Candidates:
+    def _second_half(self, params: Any, asked: Asked, encoded: Encoded, slots: int) -> _Candidates:
         features, memory, queries = encoded
         queries = jax.tree.map(lambda x: x[:, :slots], queries)
-        return self.on_each_device(self._candidates)((params, suppression), (features, memory, queries))
+        return self.on_each_device(self._candidates)((params, asked), (features, memory, queries))
 
-    def _candidates(self, given: tuple[Any, Suppression], encoded: Encoded) -> _Candidates:
-        params, (nms_iou, nms_above) = given
+    def _candidates(self, given: tuple[Any, Asked], encoded: Encoded) -> _Candidates:
+        params, ((nms_iou, nms_above), texts) = given
         detected: Any = self.model.apply({"params": params}, *encoded, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
         scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
-        valid = detected.queries.valid
+        valid, prompts = detected.queries.valid, detected.prompts
+        if texts is None:
+            agreement, agreed = jnp.zeros((*valid.shape, 0)), jnp.zeros((*valid.shape, 0), jnp.int32)
+        else:
+            agreement, agreed = self._agreement(params, detected, encoded[1], jnp.asarray(texts))
+            scores *= jnp.exp(agreement[..., 0])
+            prompts = prompts[..., :0]  # nobody asks for them, so that nothing distils them
         alone = jax.vmap(partial(nms, iou_threshold=nms_iou))(corners, scores, valid)
         crowded = jnp.sum(valid, axis=1, keepdims=True) > nms_above
-        return _Candidates(corners, scores, jnp.where(crowded, alone, valid), detected.prompts)
+        return _Candidates(corners, scores, jnp.where(crowded, alone, valid), prompts, agreement, agreed)
 
-    def _names(self, params: Any, prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
-        limits = (self.config.eval.num_beams, self.config.eval.max_new_tokens)
-        names: Any = self.model.apply({"params": params}, prompts, *limits, method="generate")
-        return names.tokens, names.scores
+    def _agreement(
+        self, params: Any, detected: Any, memory: Memory, texts: Float[Array, "N E"]
+    ) -> tuple[Float[Array, "B Q K"], Int[Array, "B Q K"]]:
+        """log σ(S) of the names that agree best with each query, and their places; rows of zeros are no names."""
+        of_each = jnp.broadcast_to(texts, (detected.queries.valid.shape[0], *texts.shape))
+        agreement: Any = self.model.apply({"params": params}, detected, memory, of_each, method="agree")
+        fits = jnp.where(texts.any(axis=1), nn.log_sigmoid(agreement.logits.astype(jnp.float32)), -jnp.inf)
+        best, places = jax.lax.top_k(fits, min(self.config.eval.num_beams, len(texts)))
+        return best, places
 
-    def name(self, prompts: Float[np.ndarray, "n E"]) -> tuple[list[list[str]], Float[np.ndarray, "n beams"]]:
-        """The names of each VL-prompt and their scores, from best to worst beam."""
+    def _names(
+        self, params: Any, prompts: Float[Array, "R E"], trie: Trie | None, most_tokens: int
+    ) -> tuple[Array, Array]:
+        def generate(shared: tuple[Any, Trie | None], prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
+            params, trie = shared
+            limits = (self.config.eval.num_beams, most_tokens)
+            names: Any = self.model.apply({"params": params}, prompts, *limits, trie, method="generate")
+            return names.tokens, names.scores
+
+        return self.on_each_device(generate)((params, trie), prompts)
+
+    def name(
+        self, prompts: Float[np.ndarray, "n E"], given: SpelledNames | None = None
+    ) -> tuple[list[list[str]], Float[np.ndarray, "n beams"]]:
+        """The names of each VL-prompt and their scores, from best to worst beam; of `given` ones, where there are any.
+
+        A beam without a name has the score −∞ and is not among the names.
+        """
+        limit = self.config.eval.max_new_tokens
+        trie, most_tokens, decode = (
+            (given.trie, given.most_tokens, given.decode) if given else (None, limit, self._decode)
+        )
         names: list[list[str]] = []
         scores = [np.zeros((0, self.config.eval.num_beams), np.float32)]
         sizes = [chunk * self._mesh.size for chunk in self.config.eval.naming_chunks]
@@ -173,10 +223,22 @@ class Inference:
             size = next(size for size in sizes if len(chunk) <= size)
             # Filled up with a row that is named anyway: it ends when that one does.
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-            tokens, beam_scores = jax.device_get(self._generate(self.params, self.place(padded)))
-            names += [[self._decode(beam) for beam in beams] for beams in tokens[: len(chunk)]]
-            scores.append(beam_scores[: len(chunk)])
+            generated = self._generate(self.params, self.place(padded), trie, most_tokens=most_tokens)
+            tokens, beam_scores = (x[: len(chunk)] for x in jax.device_get(generated))
+            names += [
+                [decode(beam) for beam, score in zip(beams, own, strict=True) if score > -np.inf]
+                for beams, own in zip(tokens, beam_scores, strict=True)
+            ]
+            scores.append(beam_scores)
         return names, np.concatenate(scores)
+
+
+def _by_name_too(found: Found, given: SpelledNames, min_score: float) -> Found:
+    """With objectness × probability of the name as score, and only what still has enough."""
+    lengths = np.array([given.length_of[names[0]] for names in found.names], np.float32)  # scores are means over these
+    scores = found.scores * np.exp(lengths * found.name_scores[:, 0])
+    order = _best(scores, np.ones(len(scores), bool), min_score, len(scores))
+    return Found(found.boxes[order], scores[order], [found.names[place] for place in order], found.name_scores[order])
 
 
 def _best(

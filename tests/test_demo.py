@@ -46,25 +46,27 @@ class Scripted(Detector):
         self.config = Config(name="scripted", data=DataConfig(max_pixels=MAX_PIXELS))
         self.free = threading.Lock()
 
-    def detect(self, images, max_detections=100, min_score=0.3, nms_iou=0.9):
+    def detect(self, images, max_detections=100, min_score=0.3, nms_iou=0.9, *, names=None, by="language"):
         assert self.free.acquire(blocking=False), "two at once"
         time.sleep(0.2)
         self.free.release()
         height, width, _ = images.shape
         if width == NO_MEMORY:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        if names == ["unknown"]:
+            raise InputError(f"no embedding of 'unknown', by {by}")
         kept = [place for place in range(3) if SCORES[place] >= min_score][:max_detections]
         boxes = np.array(BOXES, np.float32) * np.array([width, height] * 2, np.float32)
         return Detections(
             boxes=boxes[kept],
             scores=np.array(SCORES, np.float32)[kept],
-            names=[names(width, height)[place] for place in kept],
+            names=[(names or drawn(width, height))[place] for place in kept],
             alternatives=[["a <second> name"]] * len(kept),
             name_scores=np.tile(np.array([[-0.001, -1.5]], np.float32), (len(kept), 1)),
         )
 
 
-def names(width: int, height: int) -> list[str]:
+def drawn(width: int, height: int) -> list[str]:
     return [NAMES[0].format(width, height), *NAMES[1:]]
 
 
@@ -189,7 +191,7 @@ def test_the_json_is_that_of_the_python_interface(page, found):
 
 def test_the_pointer_on_a_box_shows_its_other_names(page, found):
     cards = page.locator(".card")
-    for place, name in enumerate(names(80, 60)):
+    for place, name in enumerate(drawn(80, 60)):
         page.locator(".object").nth(place).hover(position={"x": 4, "y": 4})  # the largest reaches under the others
         expect(cards.nth(place)).to_be_visible()
         assert cards.locator("visible=true").count() == 1
@@ -213,6 +215,23 @@ def test_sliders_need_no_new_upload(visit, address):
     page.get_by_label("range slider for Least score").press("End")
     says(page, "0 objects")
     assert table(page) == []
+
+
+def test_names_that_are_typed_in(visit, address):
+    page = visit(address)
+    upload(page, "a.png", png(80, 60))
+    says(page, "3 objects")
+    typed = page.get_by_label("Names to choose from")
+    typed.fill("a cat, dog,, traffic light")
+    typed.press("Enter")
+    expect(page.locator(".objects td").first).to_have_text("a cat")
+    assert [row[0] for row in table(page)] == ["a cat", "dog", "traffic light"]
+    typed.fill("unknown")
+    page.get_by_label("alignment").check()
+    expect(page.locator("#status .refused")).to_have_text("no embedding of 'unknown', by alignment")
+    typed.fill("")
+    typed.press("Enter")
+    shows(page, 80, 60)
 
 
 def test_a_picture_dropped_from_the_desktop(page):
@@ -307,6 +326,11 @@ def test_the_model_that_comes_along(visit):
         found = load("scenes_tiny").detect(draw_scene(SEED, "val", 2, 128)[0])
         assert len(found) > 1
         assert table(page) == as_table(found)
+        page.get_by_label("Names to choose from").fill("red ring, blue star")
+        page.get_by_label("Names to choose from").press("Enter")
+        expect(page.locator("#status")).to_contain_text("compiling for pictures of this size")
+        says(page, r"\d+ objects?")
+        assert {row[0] for row in table(page)} <= {"red ring", "blue star"}
 
 
 def test_without_gradio_one_line_says_so(tmp_path):

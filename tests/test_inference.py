@@ -1,5 +1,6 @@
 """Which detections are kept and named, with a model whose outputs are its parameters."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -38,7 +39,7 @@ class Scripted(nn.Module):
             decoded=decoded, queries=SimpleNamespace(valid=valid), prompts=prompts.astype(jnp.float32)
         )
 
-    def generate(self, prompts, num_beams, max_new_tokens):
+    def generate(self, prompts, num_beams, max_new_tokens, trie):
         rows = prompts[:, None, :].astype(jnp.int32)
         beams = jnp.broadcast_to(jnp.arange(num_beams)[:, None], (num_beams, 1))
         tokens = jnp.concatenate(
@@ -121,9 +122,9 @@ def test_only_what_is_kept_is_named(monkeypatch):
     inference = scripted(spread(2, 9), np.random.default_rng(1).normal(size=(2, 9)))
     named, generate = [], inference._generate
 
-    def count(params, prompts):
+    def count(params, prompts, *rest, **limits):
         named.append(len(prompts))
-        return generate(params, prompts)
+        return generate(params, prompts, *rest, **limits)
 
     monkeypatch.setattr(inference, "_generate", count)
     for most, calls in ((1, [2]), (2, [4]), (3, [4, 2]), (9, [4] * 4 + [2])):
@@ -179,12 +180,16 @@ def test_fits_the_model():
     photographs = Images(np.zeros((2, 128, 128, 3), np.uint8), np.ones((2, 128, 128), bool))
 
     def both_halves(params, images):
-        return inference._candidates((params, (0.9, 300)), inference._first_half(params, images))
+        return inference._candidates((params, ((0.9, 300), None)), inference._first_half(params, images))
 
     found = jax.eval_shape(both_halves, params, photographs)
     queries, width, limits = config.model.max_queries, config.model.text_width, config.eval
     assert (found.corners.shape, found.scores.shape) == ((2, queries, 4), (2, queries))
     assert (found.kept.dtype, found.prompts.shape) == (bool, (2, queries, width))
-    tokens, scores = jax.eval_shape(inference._names, params, np.zeros((4, width), np.float32))
+    tokens, scores = jax.eval_shape(
+        partial(inference._names, trie=None, most_tokens=limits.max_new_tokens),
+        params,
+        np.zeros((4, width), np.float32),
+    )
     assert tokens.shape == (4, limits.num_beams, 1 + limits.max_new_tokens)
     assert scores.shape == (4, limits.num_beams)

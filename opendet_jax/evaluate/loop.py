@@ -35,6 +35,7 @@ from opendet_jax.evaluate.report import summary
 from opendet_jax.evaluate.results import ImageResults, results_file, so_far
 from opendet_jax.evaluate.truth import lvis_truth
 from opendet_jax.files import replacing, write_json
+from opendet_jax.given_names import GivenNames, given_names
 from opendet_jax.inference import Found, Inference, Selection
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import local_mesh
@@ -49,6 +50,7 @@ ALIGNMENT = "alignment.png"
 class Naming:
     mapping: NameMapping
     texts: NameTexts | None  # for the analysis of alignment, where it is asked for
+    given: GivenNames | None = None  # what the model chooses from, where it does not make its names up
 
 
 def load_naming(dataset: Dataset, config: Config) -> Naming:
@@ -57,12 +59,17 @@ def load_naming(dataset: Dataset, config: Config) -> Naming:
     Raises:
         WeightsError: `eval.text_encoder` is needed and cannot be loaded.
         EmbeddingError: the analysis is asked for, and a true name has no embedding or one of another width than the
-            model's.
+            model's; or names are given, and one has none.
+        InputError: names are given, and the language model cannot tell two of them apart.
     """
     needs_encoder = config.eval.name_mapping == "text_encoder" or config.eval.alignment_analysis
     encoder = load_encoder(config.eval.text_encoder) if needs_encoder and config.eval.text_encoder else None
     texts = name_texts(dataset, config, encoder) if config.eval.alignment_analysis else None
-    return Naming(_mapping(dataset, config, encoder), texts)
+    given = None
+    if config.eval.names == "given":
+        classes = [name for category in dataset.categories if (name := category.name.strip())]
+        given = given_names(classes, config.eval.given_by, config)
+    return Naming(_mapping(dataset, config, encoder), texts, given)
 
 
 def _mapping(dataset: Dataset, config: Config, encoder: RememberingEncoder | None) -> NameMapping:
@@ -111,7 +118,7 @@ def evaluate(
     evaluator, boxes, done = _evaluator(dataset, config), 0, 0
     try:
         with results_file(folder / PREDICTIONS) if is_first() else nullcontext(lambda _: None) as write:
-            for image_id, found in _detect(inference, dataset, config):
+            for image_id, found in _detect(inference, dataset, config, naming.given):
                 image = ImageResults(image_id, found, naming.mapping(found.names, found.scores))
                 settled = evaluator.add(image_id, image.detections(), image.boxes())
                 write(image.entries(PER_IMAGE, settled.category_ids))
@@ -126,6 +133,7 @@ def evaluate(
     evaluation, edges = evaluator.finish()
     metrics: dict[str, Any] = {
         "name_mapping": naming.mapping.title,
+        "names": f"given, chosen by {config.eval.given_by}" if naming.given else "generated",
         "max_detections": config.eval.max_detections,  # 0 = all
         "dataset": config.data.name,
         "step": step,
@@ -160,7 +168,9 @@ def _evaluator(dataset: Dataset, config: Config) -> EdgeEvaluator:
     return EdgeEvaluator(truth, dataset, clipped=config.eval.clip_truth)
 
 
-def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[tuple[int, Found]]:
+def _detect(
+    inference: Inference, dataset: Dataset, config: Config, given: GivenNames | None
+) -> Iterator[tuple[int, Found]]:
     """(image id, what is found in it) of every image, in every process: they share the work and tell each other."""
     limits = config.eval
     most = limits.max_detections or config.model.max_queries
@@ -169,7 +179,7 @@ def _detect(inference: Inference, dataset: Dataset, config: Config) -> Iterator[
     def of_batch(batch: EvaluationBatch) -> list[tuple[int, Found]]:
         real = int(np.sum(np.asarray(batch.image_ids) >= 0))  # what fills the batch up comes last
         sizes = [(height, width) for height, width in np.asarray(batch.original_sizes)[:real].tolist()]
-        found = inference(batch.images, sizes, selection)
+        found = inference(batch.images, sizes, selection, given)
         return list(zip(np.asarray(batch.image_ids)[:real].tolist(), found, strict=True))
 
     process = (jax.process_index(), jax.process_count())
@@ -197,7 +207,8 @@ def _pair(record: Record, found: Found, config: Config) -> Image.Image:
 def table(metrics: dict[str, Any]) -> str:
     """What was evaluated, and a summary of its metrics."""
     title = f"{metrics['dataset']}, step {metrics['step']}: {metrics['images']} images"
-    return f"{title}, names to classes: {metrics['name_mapping']}\n{summary(metrics)}"
+    given = "" if metrics["names"] == "generated" else f", {metrics['names']}"
+    return f"{title}, names to classes: {metrics['name_mapping']}{given}\n{summary(metrics)}"
 
 
 def _require_images(dataset: Dataset) -> None:

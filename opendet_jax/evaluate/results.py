@@ -105,7 +105,7 @@ class ImageResults:
                 "bbox": bbox,
                 "score": score,
                 "names": self.found.names[row],
-                "name_scores": name_scores[row],
+                "name_scores": name_scores[row][: len(self.found.names[row])],
             }
             for row, category_id, bbox, score in zip(
                 box.tolist(),

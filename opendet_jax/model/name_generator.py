@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from opendet_jax.config import Ablation, ModelConfig
-from opendet_jax.model.beam_search import START, beam_search
+from opendet_jax.model.beam_search import START, Trie, beam_search
 from opendet_jax.model.t5 import T5
 from opendet_jax.ops.chunks import live_chunks, pack
 
@@ -27,7 +27,7 @@ class Names:
     """Generated names, best first: token 0, the name, </s> = 1 if it ended, zeros."""
 
     tokens: Int[Array, "R K N1"]  # N1 = 1 + max_new_tokens
-    scores: Float[Array, "R K"]  # mean log-probability, as beam_search.py has it
+    scores: Float[Array, "R K"]  # mean log-probability, as beam_search.py has it; −∞: there is no such name
 
 
 def normalise_prompts(prompts: Float[Array, "R E"]) -> Float[Array, "R E"]:
@@ -142,8 +142,13 @@ class NameGenerator(nn.Module):
         """
         return self.t5.head(self.t5.decode(_shifted(tokens), self.t5.encode(prompts[:, None]), tokens != START))
 
-    def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
-        """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens."""
+    def generate(
+        self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int, trie: Trie | None = None
+    ) -> Names:
+        """The `num_beams` best names of each prompt by beam search (1: greedy), of at most `max_new_tokens` tokens.
+
+        `trie`: the names to choose from; None: every name.
+        """
         if self.config.normalise_prompts_at_inference:
             prompts = normalise_prompts(prompts)
         memory = self.t5.encode(prompts[:, None])
@@ -153,4 +158,4 @@ class NameGenerator(nn.Module):
         def next_logits(tokens, position, lineage, cache):
             return t5.apply(variables, decoding, tokens, position, lineage, cache, method=T5.step)
 
-        return Names(*beam_search(next_logits, cache, prompts.shape[0], num_beams, max_new_tokens))
+        return Names(*beam_search(next_logits, cache, prompts.shape[0], num_beams, max_new_tokens, trie))

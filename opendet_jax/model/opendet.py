@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from opendet_jax.batch import Images, Objects
 from opendet_jax.config import Ablation, ModelConfig
 from opendet_jax.model.aligner import Aligner
+from opendet_jax.model.beam_search import Trie
 from opendet_jax.model.decoder import Decoded, Decoder, one_to_many_layers
 from opendet_jax.model.denoising import (
     Denoising,
@@ -114,9 +115,13 @@ class OpenDet(nn.Module):
         """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
         features, memory, queries = self.encode(images, deterministic=True)
         detected = self.decode(features, memory, queries)
+        return detected, self.agree(detected, memory, texts)
+
+    def agree(self, detected: Detected, memory: Memory, texts: Float[Array, "B G E"]) -> Agreement:
+        """What the aligner says of texts: the classifier of a given list of names, which training makes by the way."""
         hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
         cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
-        return detected, Agreement(cosine=cosine, logits=logits)
+        return Agreement(cosine=cosine, logits=logits)
 
     def __call__(self, images: Images, objects: Objects, randoms: DenoisingRandoms, deterministic: bool) -> Training:
         """The training pass up to the aligner. Random streams: "dropout", unless `deterministic`.
@@ -195,9 +200,11 @@ class OpenDet(nn.Module):
         """
         return self.name_generator.token_losses(prompts, tokens, deterministic, keys)
 
-    def generate(self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int) -> Names:
-        """Names of R prompts by beam search, the best first."""
-        return self.name_generator.generate(prompts, num_beams, max_new_tokens)
+    def generate(
+        self, prompts: Float[Array, "R E"], num_beams: int, max_new_tokens: int, trie: Trie | None = None
+    ) -> Names:
+        """Names of R prompts by beam search, the best first; those of `trie` alone, where there is one."""
+        return self.name_generator.generate(prompts, num_beams, max_new_tokens, trie)
 
 
 def init_params(model: OpenDet, key: Array, image_size: tuple[int, int] = (64, 64)) -> dict:

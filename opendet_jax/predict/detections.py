@@ -23,7 +23,10 @@ class Detections:
     scores: Float[np.ndarray, " n"]  # how sure the model is that the box holds an object, in [0, 1]
     names: list[str]  # the best name of each object
     alternatives: list[list[str]] = field(repr=False)  # its other names, best first
-    name_scores: Float[np.ndarray, "n beams"] = field(repr=False)  # mean log-probability of name and alternatives
+    name_scores: Float[np.ndarray, "n beams"] = field(
+        repr=False
+    )  # of name and alternatives, the best first: the mean log-
+    # probability of a token; of names chosen by alignment log σ(S). −∞: there is no such alternative
 
     @classmethod
     def from_found(cls, found: Found) -> "Detections":
@@ -61,7 +64,12 @@ class Detections:
             "scores": self.scores.astype(np.float64).round(5).tolist(),
             "names": list(self.names),
             "alternatives": [list(names) for names in self.alternatives],
-            "name_scores": self.name_scores.astype(np.float64).round(5).tolist(),
+            "name_scores": [
+                scores[: 1 + len(others)]
+                for scores, others in zip(
+                    self.name_scores.astype(np.float64).round(5).tolist(), self.alternatives, strict=True
+                )
+            ],
         }
 
     def to_json(self) -> str:

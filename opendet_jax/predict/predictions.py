@@ -3,12 +3,15 @@
 import glob
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,9 +21,11 @@ from opendet_jax.data.images import load_image
 from opendet_jax.data.pixels import MAX_PIXELS, ImageError
 from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.files import replacing, write_json
+from opendet_jax.given_names import written_names
 from opendet_jax.predict.detector import Detector, load
 
 PREDICTIONS = "predictions.json"
+Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -68,18 +73,20 @@ def predict_files(
 def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: int) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     interrupted = False
-    with _writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
     try:
         with CompilingFirst(total=len(job.inputs), desc="predict", unit="image") as bar:
-            for path, name in zip(job.inputs, job.pictures, strict=True):
-                try:
-                    image = load_image(path, max_pixels)
-                except ImageError as error:
-                    bar.total -= 1
-                    bar.write(f"skipped: {error}", file=sys.stderr)
-                    continue
-                found = detector.detect(image, predict.max_detections, predict.min_score, predict.nms_iou)
+            read: deque[tuple[Path, str, Pixels]] = deque()  # of which there is no answer yet
+            found_in = detector.detect_stream(
+                _readable(job, max_pixels, bar, read),
+                *(predict.max_detections, predict.min_score, predict.nms_iou),
+                names=written_names(predict.names),
+                by=predict.by,
+                batch_size=predict.batch_size,
+            )
+            with _writing(job.out):
+                job.out.mkdir(parents=True, exist_ok=True)
+            for found in found_in:
+                path, name, image = read.popleft()
                 with _writing(job.out), replacing(job.out / name) as part:
                     found.draw(image).save(part, format="PNG")
                 entries.append({"file": str(path), "picture": name, **found.to_dict()})
@@ -98,6 +105,21 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
             f"{job.out}"
         )
     return entries
+
+
+def _readable(
+    job: Job, max_pixels: int, bar: CompilingFirst, read: deque[tuple[Path, str, Pixels]]
+) -> Iterator[Pixels]:
+    """The images of the job, each also put into `read`; those that cannot be read are said, and the bar knows."""
+    for path, name in zip(job.inputs, job.pictures, strict=True):
+        try:
+            image = load_image(path, max_pixels)
+        except ImageError as error:
+            bar.total -= 1
+            bar.write(f"skipped: {error}", file=sys.stderr)
+            continue
+        read.append((path, name, image))
+        yield image
 
 
 def find_inputs(inputs: str) -> list[Path]:

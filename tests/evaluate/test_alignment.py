@@ -71,7 +71,7 @@ class Scripted(nn.Module):
         cosine = jnp.einsum("qe,bge->bqg", hidden, texts)
         return detected(len(texts)), Agreement(cosine=cosine, logits=3 * cosine)
 
-    def generate(self, prompts, num_beams, max_new_tokens):
+    def generate(self, prompts, num_beams, max_new_tokens, trie):
         tokens = jnp.broadcast_to(prompts[:, None, :1].astype(jnp.int32), (len(prompts), num_beams, 4))
         return SimpleNamespace(tokens=tokens, scores=jnp.zeros((len(prompts), num_beams)))
 

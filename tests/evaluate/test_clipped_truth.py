@@ -153,7 +153,7 @@ class Fixed(Inference):
     def __init__(self):
         pass
 
-    def __call__(self, images, sizes, selection):
+    def __call__(self, images, sizes, selection, given=None):
         x, y, w, h = np.array([detection["bbox"] for detection in FOUND], np.float32).T
         boxes, scores = np.stack([x, y, x + w, y + h], axis=1), np.array([0.9, 0.8], np.float32)
         everything = Found(boxes, scores, [["cat"]] * 2, np.zeros((2, 1), np.float32))

@@ -62,7 +62,7 @@ class Knowing(Inference):
         self.spoil = spoil
         self.sizes = []
 
-    def __call__(self, images, sizes, selection):
+    def __call__(self, images, sizes, selection, given=None):
         assert (selection.max_detections, selection.nms_iou, selection.nms_above) == (900, 0.9, 300)
         assert len(images.pixels) == CONFIG.eval.batch_size
         self.sizes += sizes
@@ -90,7 +90,14 @@ def test_perfect_detections(dataset, tmp_path, capsys):
     for key in ("AP", "AP50", "APr", "APc", "APu", "APs", "fixed_AP", "agnostic_AP", "recall50", "naming_accuracy"):
         assert metrics[key] == pytest.approx(1, abs=1e-6), key
     assert metrics["APf"] is metrics["APl"] is None
-    expected = {"name_mapping": "exact", "dataset": "toy", "step": 7, "images": 5, "detections": 10}
+    expected = {
+        "name_mapping": "exact",
+        "names": "generated",
+        "dataset": "toy",
+        "step": 7,
+        "images": 5,
+        "detections": 10,
+    }
     assert expected.items() <= metrics.items()
     folder = tmp_path / "eval/toy"
     assert json.loads((folder / "metrics.json").read_text()) == metrics
@@ -105,6 +112,28 @@ def test_perfect_detections(dataset, tmp_path, capsys):
     assert printed == table(metrics) + "\n"
     assert "APr 100.0" in printed
     assert "APf –" in printed
+
+
+@pytest.mark.parametrize("by", ["language", "alignment"])
+def test_given_names_are_those_of_the_classes(dataset, tmp_path, capsys, by):
+    limits = replace(CONFIG.eval, names="given", given_by=by)
+    t5 = replace(CONFIG.model.t5, vocab_size=384)
+    data = replace(CONFIG.data, tokenizer="byt5", text_embeddings="hashed")
+    config = replace(CONFIG, eval=limits, data=data, model=replace(CONFIG.model, t5=t5))
+    asked = []
+
+    class Asked(Knowing):
+        def __call__(self, images, sizes, selection, given=None):
+            asked.append(given.names)
+            found = super().__call__(images, sizes, selection)
+            return [replace(one, names=[names[:1] for names in one.names]) for one in found]  # as of fewer than beams
+
+    metrics = evaluate(Asked(dataset, lambda found: found), dataset, config, tmp_path, step=7)
+    assert {*asked} == {tuple(category.name for category in dataset.categories)}
+    assert metrics["names"] == f"given, chosen by {by}"
+    assert f"names to classes: exact, given, chosen by {by}" in capsys.readouterr().out
+    entry = json.loads((tmp_path / "eval/toy/predictions.json").read_text())[0]
+    assert len(entry["names"]) == len(entry["name_scores"]) == 1
 
 
 def test_nothing_found(dataset, tmp_path):

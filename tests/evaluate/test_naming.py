@@ -77,7 +77,7 @@ class Thirty(Inference):
     def __init__(self):
         pass
 
-    def __call__(self, images, sizes, selection):
+    def __call__(self, images, sizes, selection, given=None):
         assert selection.max_detections == CONFIG.model.max_queries == 900  # all queries
         low = np.linspace(20, 24, 30)[:, None] + np.zeros(2)
         boxes = np.concatenate([low, low + 6], axis=1).astype(np.float32)
@@ -118,7 +118,7 @@ def test_an_evaluation_by_text_encoder(dataset, tmp_path):
 
 def test_a_limit_is_passed_on(dataset, tmp_path):
     class Limited(Thirty):
-        def __call__(self, images, sizes, selection):
+        def __call__(self, images, sizes, selection, given=None):
             assert selection.max_detections == 12
             return [Found(*(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), [], np.zeros((0, 2), np.float32)))]
 

@@ -196,7 +196,7 @@ class Knowing(Inference):
         self.records = {record.image_id: record for record in dataset.records}
         self.ids = [batch.image_ids for batch in evaluation_batches(dataset, config.data, config.eval.batch_size)]
 
-    def __call__(self, images, sizes, selection):
+    def __call__(self, images, sizes, selection, given=None):
         records = [self.records[int(i)] for i in self.ids.pop(0) if i >= 0]
         return [
             Found(

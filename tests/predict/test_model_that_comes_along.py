@@ -1,5 +1,7 @@
 """opendet_jax.load("scenes_tiny"): small, complete, and it names drawn shapes that it has not seen."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,67 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     common = np.prod(np.maximum(corners[1] - corners[0], 0), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(box[2:] - box[:2])
     return common / (areas - common)
+
+
+def scenes(count):
+    return [draw_scene(seed=98, split="val", index=index, size=128) for index in range(count)]
+
+
+def test_a_batch_gives_what_its_images_give_alone(detector):
+    pictures = [scene for scene, _ in scenes(6)]
+    together = detector.detect(pictures, batch_size=4)  # four, and two that are filled up
+    assert sum(map(len, together)) > 10
+    for picture, found in zip(pictures, together, strict=True):
+        alone = detector.detect(picture)
+        assert found.names == alone.names
+        assert found.alternatives == alone.alternatives
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=128 * 1e-5)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        np.testing.assert_allclose(found.name_scores, alone.name_scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("by", ["alignment", "language"])
+def test_given_names(detector, by):
+    """Objects get their names among those of all kinds; of one kind alone, it is found and the others score low."""
+    pairs, every = scenes(8), [kind.name for kind in KINDS]
+    named = objects = 0
+    of_one, of_others = [], []
+    for scene, truth in pairs:
+        found = detector.detect(scene, names=every, by=by, min_score=0.0)
+        assert {*found.names}.issubset(every)
+        assert all(1 + len(others) <= 3 and len({name, *others}) == 1 + len(others) for name, others in named_of(found))
+        assert (found.scores[:-1] >= found.scores[1:]).all()
+        one = detector.detect(scene, names=[KINDS[truth[0].kind].name], by=by, min_score=0.0)
+        assert {*one.names} == {KINDS[truth[0].kind].name}
+        assert not any(one.alternatives)
+        for item in truth:
+            x, y, width, height = item.box
+            box = np.array([x, y, x + width, y + height])
+            objects += 1
+            named += found.names[int(iou(box, found.boxes).argmax())] == KINDS[item.kind].name
+            score = one.scores[int(iou(box, one.boxes).argmax())]
+            (of_one if item.kind == truth[0].kind else of_others).append(score)
+    assert objects > 20
+    assert named / objects > (0.3 if by == "alignment" else 0.6)  # of len(KINDS) names
+    assert np.mean(of_one) > (2 if by == "alignment" else 5) * np.mean(of_others)
+
+
+def named_of(found):
+    return zip(found.names, found.alternatives, strict=True)
+
+
+def test_by_language_the_score_of_a_name_is_what_it_is_when_the_model_is_free(detector):
+    scene, _ = scenes(1)[0]
+    free = detector.detect(scene, min_score=0.0, max_detections=5)
+    given = detector.detect(scene, min_score=0.0, max_detections=5, names=free.names, by="language")
+    for place in range(len(free)):
+        again = int(np.abs(given.boxes - free.boxes[place]).sum(axis=1).argmin())
+        assert given.names[again] == free.names[place]
+        np.testing.assert_allclose(given.name_scores[again, 0], free.name_scores[place, 0], atol=1e-4)
+        tokens = len(free.names[place].encode()) + 1
+        expected = free.scores[place] * np.exp(tokens * free.name_scores[place, 0])
+        np.testing.assert_allclose(given.scores[again], expected, atol=1e-5)
+    assert json.loads(given.to_json())["name_scores"] == [
+        pytest.approx(scores[: 1 + len(others)], abs=1e-5)
+        for scores, others in zip(given.name_scores.tolist(), given.alternatives, strict=True)
+    ]

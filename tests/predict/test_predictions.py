@@ -128,20 +128,20 @@ def test_a_full_disk(detector, folder, monkeypatch):  # noqa: F811
 
 
 def interrupted_at(image, monkeypatch):
-    detect, calls = Detector.detect, itertools.count()
+    detect, calls = Detector._detect_batch, itertools.count()
 
     def interrupting(*arguments):
         if next(calls) == image:
             raise KeyboardInterrupt
         return detect(*arguments)
 
-    monkeypatch.setattr(Detector, "detect", interrupting)
+    monkeypatch.setattr(Detector, "_detect_batch", interrupting)
 
 
 def test_what_is_done_is_written_on_ctrl_c(detector, folder, monkeypatch):  # noqa: F811
     interrupted_at(2, monkeypatch)
     with pytest.raises(Interrupted, match=r"^stopped: 2 of 4 images are done, .*predictions\.json are in .*out$"):
-        run(detector, folder, "in/**/*.*")
+        run(detector, folder, "in/**/*.*", batch_size=1)
     entries = json.loads((folder / "out/predictions.json").read_text())
     assert [entry["picture"] for entry in entries] == ["a.png", "a_2.png"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "a_2.png", "predictions.json"]
