@@ -183,7 +183,9 @@ def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
         return _from_array(image)
     if isinstance(image, str | os.PathLike):
         if ADDRESS.match(os.fspath(image)):
-            raise ImageError(f"{os.fspath(image):.80}: is an address; load it yourself and give the file or its content")
+            raise ImageError(
+                f"{os.fspath(image):.80}: is an address; load it yourself and give the file or its content"
+            )
         return read_image(Path(image), max_pixels)
     if isinstance(image, Image.Image):
         if 0 in image.size:

@@ -270,11 +270,14 @@ def test_arrays_that_are_refused(given, error, message):
 
 
 @pytest.mark.parametrize(
-    "address", ["https://example.org/a.jpg", "HTTP://a/b", "s3://bucket/a.png", "file:///a.png", "data:image/png;base64,"]
+    "address",
+    ["https://example.org/a.jpg", "HTTP://a/b", "s3://bucket/a.png", "file:///a.png", "data:image/png;base64,"],
 )
 def test_addresses_are_refused(address):
     for given in (address, Path(address)):
-        with pytest.raises(ImageError, match=r"^\S+: is an address; load it yourself and give the file or its content$"):
+        with pytest.raises(
+            ImageError, match=r"^\S+: is an address; load it yourself and give the file or its content$"
+        ):
             load_image(given)
 
 
