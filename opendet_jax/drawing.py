@@ -4,7 +4,7 @@ import colorsys
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -90,32 +90,46 @@ def _shipped_font() -> str:
 
 @cache
 def _font_with(character: str) -> str | None:
-    """The file of a font that has it: the shipped one, one of this system that is used already, or any other of it."""
-    from matplotlib.ft2font import FT2Font
-
-    for path in (_shipped_font(), *_used, *_system_fonts()):
-        try:
-            if FT2Font(path).get_char_index(ord(character)) > 0 and _font(path, 12):
-                _used.setdefault(path)
-                return path
-        except (OSError, RuntimeError, ValueError):  # damaged, or pictures of a fixed size
-            continue
-    return None
-
-
-_used: dict[str, None] = {}  # so that the characters of one script are of one font, as far as it goes
+    """The file of a font that has it: the shipped one, or another of this system."""
+    code = ord(character)
+    return _shipped_font() if code in _shipped_characters() else _system_characters().get(code)
 
 
 @cache
-def _system_fonts() -> list[str]:
-    """Bold upright ones without serifs first; not those that have a picture of nothing for every character."""
+def _shipped_characters() -> Set[int]:
+    return _characters(_shipped_font())
+
+
+def _characters(path: str) -> Set[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return FT2Font(path).get_charmap().keys()
+
+
+@cache
+def _system_characters() -> dict[int, str]:
+    """Of each character of any font of this system the first one, upright, bold and without serifs where there is one.
+
+    Fonts that have a picture of nothing for every character are left out.
+    """
     from matplotlib.font_manager import findSystemFonts
 
     def order(path: str) -> tuple[bool, bool, bool, str]:
         name = Path(path).name.lower()
         return "italic" in name or "oblique" in name, "sans" not in name, "bold" not in name, path
 
-    return sorted((path for path in findSystemFonts() if not re.search("lastresort|blank", path.lower())), key=order)
+    found: dict[int, str] = {}
+    for path in sorted(findSystemFonts(), key=order):
+        if re.search("lastresort|blank", Path(path).name.lower()):
+            continue
+        try:
+            ImageFont.truetype(path, 12)
+            characters = _characters(path)
+        except (OSError, RuntimeError, ValueError):  # damaged, or pictures of a fixed size
+            continue
+        for code in characters:
+            found.setdefault(code, path)
+    return found
 
 
 @cache

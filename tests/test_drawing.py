@@ -155,8 +155,7 @@ def font_of_a_square(path, characters):
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
     """Writes the files of a system that has these fonts alone: one with 日 and 本, a damaged one, one of nothing."""
-    caches = (drawing._font_with, drawing._system_fonts, drawing._drawable)
-    monkeypatch.setattr(drawing, "_used", {})
+    caches = (drawing._font_with, drawing._system_characters, drawing._drawable)
     files = []
     monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: [str(path) for path in files])
     for cache in caches:

@@ -218,14 +218,14 @@ def _from_array(pixels: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError(f"an image array has shape (H, W, 3) or (H, W), not {pixels.shape}{hint}")
     if pixels.size == 0:
         raise ValueError(f"the image is empty: shape {pixels.shape}")
-    eight = _eight_bits(pixels)
-    channels = eight.shape[2] if eight.ndim == 3 else 0
+    of_bytes = _as_bytes(pixels)
+    channels = of_bytes.shape[2] if of_bytes.ndim == 3 else 0
     if channels in (2, 4):
-        return _pixels(Image.fromarray(np.ascontiguousarray(eight)), "the image", pixels.size)
-    return eight if channels == 3 else np.repeat(eight.reshape(*eight.shape[:2], 1), 3, axis=2)
+        return _pixels(Image.fromarray(np.ascontiguousarray(of_bytes)), "the image", pixels.size)
+    return of_bytes if channels == 3 else np.repeat(of_bytes.reshape(*of_bytes.shape[:2], 1), 3, axis=2)
 
 
-def _eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, "..."]:
+def _as_bytes(pixels: np.ndarray) -> UInt8[np.ndarray, "..."]:
     """Floats go from 0 to 1, as in `decode`, and like there those that fill less than a quarter of it are refused."""
     if pixels.dtype == np.uint8:
         return pixels

@@ -152,7 +152,7 @@ class Detections:
         """A `supervision.Detections`, with copies of all arrays; it needs supervision, the extra "supervision".
 
         Its `data` has what slicing, merging, suppression and tracking keep for each object: `class_name`,
-        `alternatives` [n, beams − 1] (what an object has fewer is "") and `name_scores` [n, beams].
+        `alternatives` [n, beams − 1] ("" in the place of one that is not there) and `name_scores` [n, beams].
 
         Args:
             classes: a name's class_id is its place in this list, and a name that is not in it is appended: one list for
