@@ -57,8 +57,8 @@ def imports(path: Path) -> set[str]:
 def test_what_is_imported_is_required_and_what_only_tests_need_is_not_imported():
     imported = set().union(*(imports(path) for path in ROOT.glob("opendet_jax/**/*.py"))) - {"opendet_jax"}
     foreign = imported - sys.stdlib_module_names
-    # torch reads pickled weights, gradio shows a page, where they are installed.
-    assert foreign - modules_of(required()) == {"gradio", "torch"}
+    # torch reads pickled weights, gradio shows a page, supervision takes detections, where they are installed.
+    assert foreign - modules_of(required()) == {"gradio", "supervision", "torch"}
     assert foreign.isdisjoint(modules_of(set(FOR_TESTS)))
 
 

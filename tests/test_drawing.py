@@ -1,8 +1,14 @@
+import matplotlib.font_manager
 import numpy as np
 import pytest
+from absl import logging
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from opendet_jax.drawing import colour_of, contact_sheet, draw, side_by_side
+from opendet_jax import drawing
+from opendet_jax.drawing import COLOUR_WORDS, colour_of, contact_sheet, draw, side_by_side
+from opendet_jax.errors import InputError
 
 BOX = np.array([[20.0, 30.0, 220.0, 330.0]], np.float32)
 
@@ -21,6 +27,26 @@ def test_colours_are_stable_and_mostly_distinct():
     assert len({colour_of(name) for name in names}) > 180
     for name in names:
         assert np.dot(colour_of(name), (0.299, 0.587, 0.114)) >= 88
+
+
+@pytest.mark.parametrize("word", COLOUR_WORDS)
+def test_a_colour_word_gives_its_colour(word):
+    """Of all colour words its own is the nearest to every shade, so a yellow ring is not drawn in green."""
+    shades = {colour_of(name) for i in range(200) for name in (f"{word} thing {i}", f"a {word.upper()}-{i} one")}
+    assert len(shades) > 10
+    anchors = np.array(list(COLOUR_WORDS.values()))
+    for shade in shades:
+        nearest = anchors[np.abs(anchors - shade).sum(1).argmin()]
+        assert tuple(nearest) == COLOUR_WORDS[word]
+
+
+def test_only_whole_words_are_colours_and_the_first_counts():
+    def distance(name, word):
+        return np.abs(np.subtract(colour_of(name), COLOUR_WORDS[word])).max()
+
+    assert distance("black and white cat", "black") <= 37
+    assert distance("white and black cat", "white") <= 45
+    assert all(distance(name, "red") > 45 for name in ("predator", "redwood", "scarred"))
 
 
 def test_the_box_is_where_it_is():
@@ -68,6 +94,102 @@ def test_labels_avoid_each_other():
     for name, single in zip(names, alone, strict=True):
         wanted = (single == colour_of(name)).all(-1)[:30].sum()
         assert (picture == colour_of(name)).all(-1).sum() > 0.9 * wanted
+
+
+def test_labels_of_a_crowd_do_not_cover_each_other():
+    """Every label has as many pixels of its colour as it has alone; the boxes themselves are the same everywhere."""
+    boxes = np.repeat(np.array([[250.0, 220.0, 330.0, 270.0]], np.float32), 12, 0)
+    names = [f"{name} {number}" for number, name in enumerate(["cat", "dog", "horse"] * 4)]
+    scores = np.linspace(0.9, 0.1, 12, dtype=np.float32)
+    picture = np.asarray(draw(blank(), boxes, names, scores))
+    for place, name in enumerate(names):
+        alone = np.asarray(draw(blank(), boxes[:1], [name], scores[place : place + 1]))
+        label = (alone == colour_of(name)).all(-1)[:220].sum()
+        assert (picture == colour_of(name)).all(-1).sum() > 0.9 * label
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 60), (40, 60), (60, 25)])
+def test_on_a_tiny_picture_a_name_is_still_written_out(height, width):
+    """Whole, in letters of 12 pixels at least."""
+    box = np.array([[2, 2, 20, 20]], np.float32)
+    picture = draw(blank(width, height), box, ["red star"], np.array([0.5], np.float32), line_width=1)
+    label = (np.asarray(picture) == colour_of("red star")).all(-1)
+    assert label[: 2 * 8].any(1).sum() >= 12  # over the box
+    assert label.sum(1).max() > drawing._length("red star 0.50", 12)
+
+
+def test_line_width_and_font_size():
+    def drawn(**settings):
+        picture = np.asarray(draw(blank(), BOX, ["cat"], **settings))
+        coloured = (picture == colour_of("cat")).all(-1)
+        return int(coloured[200, 20:120].sum()), int(coloured[:30, 30].sum())  # of the edge, of the label
+
+    line, label = drawn()
+    assert drawn(line_width=7) == (7, label)
+    assert drawn(font_size=10)[0] == line
+    assert drawn(font_size=10)[1] < label < drawn(font_size=20)[1]
+    for setting in ({"line_width": 0}, {"font_size": -3}):
+        with pytest.raises(InputError, match=r"is a whole number of pixels from 1 on, not (0|-3)$"):
+            draw(blank(), BOX, ["cat"], **setting)
+
+
+def font_of_a_square(path, characters):
+    """A font in which every one of the characters is a black square."""
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square" for character in characters})
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, 800), (900, 800), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 100)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Square", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    """Writes the files of a system that has these fonts alone: one with 日 and 本, a damaged one, one of nothing."""
+    caches = (drawing._font_with, drawing._system_characters, drawing._drawable)
+    files = []
+    monkeypatch.setattr(matplotlib.font_manager, "findSystemFonts", lambda: [str(path) for path in files])
+    for cache in caches:
+        cache.cache_clear()
+
+    def install():
+        files.extend(tmp_path / name for name in ("A-Sans-Bold.ttf", "LastResort.ttf", "Kanji.ttf"))
+        files[0].write_bytes(b"damaged")
+        font_of_a_square(files[1], "日本猫")
+        font_of_a_square(files[2], "日本")
+        for cache in caches:
+            cache.cache_clear()
+        return files
+
+    yield install
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_characters_that_the_shipped_font_lacks_come_from_a_font_of_the_system(fonts, caplog):
+    logging.use_absl_handler()
+    kanji = str(fonts()[2])
+    assert [drawing._font_with(character) == kanji for character in "日a本"] == [True, False, True]
+    picture = draw(blank(), BOX, ["日 a 本"])
+    assert changed(draw(blank(), BOX, ["□ a □"]), picture)[:30].any()
+    assert caplog.text == ""
+
+
+def test_a_name_that_no_font_can_draw_is_said_once(fonts, caplog):
+    logging.use_absl_handler()
+    fonts()
+    for _ in range(3):
+        draw(blank(), BOX, ["日猫🐈 a"])
+    assert caplog.text.count("no font of this system has 猫, 🐈 of '日猫🐈 a': drawn as □") == 1
 
 
 def test_any_name_can_be_drawn():

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ SAMPLE = 10_000  # files of a data set that are looked for before it is used
 NAMED = 5  # missing ones that the message names
 SEARCHED = 1000  # folders in which a missing one is looked for
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+ADDRESS = re.compile(r"(https?|ftp|file|s3|gs):/|data:image/", re.IGNORECASE)  # a Path makes one slash of two
 
 
 @runtime_checkable
@@ -166,18 +168,24 @@ def _same_name(path: Path, there: Path) -> Iterator[Path]:
 
 
 def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB of an array (H, W, 3) or (H, W) of uint8 (RGB or grey), a file, its content, or a PIL image.
+    """RGB of an array, a tensor, a file, its content, or a PIL image.
 
-    What is no array is turned upright as its EXIF says, and what is transparent in it becomes white (`decode`).
+    An array is (H, W, 3) RGB, (H, W, 4) with alpha, (H, W) or (H, W, 1) grey, or (H, W, 2) grey with alpha; of uint8,
+    floats from 0 to 1, or bool. What is no array is turned upright as its EXIF says. What is transparent becomes white
+    (`decode`).
 
     Raises:
         TypeError: something else, or an array of another dtype.
         ValueError: an array of another shape, an empty image, or (as ImageError, naming it) a file that is missing or
-            no picture, or pixels whose range is not known.
+            no picture, an address, or pixels whose range is not known.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, str | os.PathLike):
+        if ADDRESS.match(os.fspath(image)):
+            raise ImageError(
+                f"{os.fspath(image):.80}: is an address; load it yourself and give the file or its content"
+            )
         return read_image(Path(image), max_pixels)
     if isinstance(image, Image.Image):
         if 0 in image.size:
@@ -188,7 +196,11 @@ def load_image(image: ImageLike, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarr
     if isinstance(image, BinaryFile) and not isinstance(image, io.TextIOBase):
         return _pixels(image, getattr(image, "name", "the image"), max_pixels)
     if isinstance(image, Arraylike):
-        return _from_array(np.asarray(image))
+        try:
+            pixels = np.asarray(image)
+        except (TypeError, RuntimeError) as error:  # PyTorch's: on a GPU, with a gradient, of bfloat16
+            raise TypeError(f"NumPy can make no array of the image: {error}") from error
+        return _from_array(pixels)
     raise TypeError(
         "an image is an array, a path, a PIL image, the bytes of a file or a file opened for bytes ('rb'), "
         f"not {type(image).__name__}"
@@ -200,10 +212,40 @@ def _pixels(source: BinaryFile | Image.Image, name: object, max_pixels: int) -> 
 
 
 def _from_array(pixels: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    if pixels.dtype != np.uint8:
-        raise TypeError(f"an image array has dtype uint8 (0…255), not {pixels.dtype}")
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"an image array has shape (H, W, 3) or (H, W), not {pixels.shape}; several go in a list")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4)):
+        last = "; the channels come last: image.permute(1, 2, 0) of a tensor, np.moveaxis(image, 0, -1) of an array"
+        hint = last if pixels.ndim == 3 and pixels.shape[0] in (1, 2, 3, 4) else "; several go in a list"
+        raise ValueError(f"an image array has shape (H, W, 3) or (H, W), not {pixels.shape}{hint}")
     if pixels.size == 0:
         raise ValueError(f"the image is empty: shape {pixels.shape}")
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    of_bytes = _as_bytes(pixels)
+    channels = of_bytes.shape[2] if of_bytes.ndim == 3 else 0
+    if channels in (2, 4):
+        return _pixels(Image.fromarray(np.ascontiguousarray(of_bytes)), "the image", pixels.size)
+    return of_bytes if channels == 3 else np.repeat(of_bytes.reshape(*of_bytes.shape[:2], 1), 3, axis=2)
+
+
+def _as_bytes(pixels: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    """Floats go from 0 to 1, as in `decode`, and like there those that fill less than a quarter of it are refused."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    if pixels.dtype.kind != "f":
+        whole = "; image.astype(np.uint8) where its numbers are 0…255, (image >> 8).astype(np.uint8) of 16 bits"
+        hint = whole if pixels.dtype.kind in "iu" else ""
+        raise TypeError(f"an image array has dtype uint8 (0…255), float (0…1) or bool, not {pixels.dtype.name}{hint}")
+    if not np.isfinite(pixels).all():
+        raise ImageError("the image: holds numbers that are not finite")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low * 255 < -0.5 or high * 255 > 255.5:
+        raise ImageError(
+            f"the image: holds floats from {low:.6g} to {high:.6g}, and floats go from 0 to 1: image.clip(0, 1) where "
+            "they hardly leave it, image.astype(np.uint8) of 0…255; what is normalised needs mean and deviation back"
+        )
+    if 0 < high <= 0.25:
+        raise ImageError(
+            f"the image: holds floats of at most {high:.6g}, less than a quarter of 0 … 1, so that its brightness is "
+            "not known; make bytes of it: uint8, 0…255"
+        )
+    return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)

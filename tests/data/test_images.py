@@ -1,12 +1,16 @@
-"""Decoding whatever an image file holds."""
+"""Decoding whatever an image file holds, and taking whatever a caller calls an image."""
 
+from pathlib import Path
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from absl import logging
 from PIL import Image
 
 from opendet_jax.data.formats.records import Dataset, Record, Stored
-from opendet_jax.data.images import ImageError, check_present, open_record, read_image
+from opendet_jax.data.images import ImageError, check_present, load_image, open_record, read_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -172,3 +176,112 @@ def test_an_empty_folder(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(ImageError, match=f"{tmp_path}/images is empty$"):
         check_present(data_set(tmp_path / "images", ["a.jpg"]), "data.train", 0.01)
+
+
+GREY = np.repeat(RGB[..., :1], 3, axis=2)
+ALPHA = np.concatenate([np.full((6, 4, 1), 255, np.uint8), np.zeros((6, 5, 1), np.uint8)], axis=1)
+RGBA, GREY_ALPHA = np.concatenate([RGB, ALPHA], axis=2), np.concatenate([RGB[..., :1], ALPHA], axis=2)
+BLACK_OR_WHITE = RGB[..., 0] > 127
+
+
+def on_white(pixels):
+    return np.where(ALPHA > 0, pixels, 255)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    {
+        "bytes": (RGB, RGB),
+        "grey": (RGB[..., 0], GREY),
+        "grey, one channel": (RGB[..., :1], GREY),
+        "alpha": (RGBA, on_white(RGB)),
+        "grey and alpha": (GREY_ALPHA, on_white(GREY)),
+        "float64": (RGB / 255, RGB),
+        "float32, big-endian": ((RGB / 255).astype(">f4"), RGB),
+        "float16": ((RGB / 255).astype(np.float16), RGB),
+        "grey float": (RGB[..., 0] / 255, GREY),
+        "float with alpha": (RGBA / 255, on_white(RGB)),
+        "a little over": (RGB / 255 * 1.0005, RGB),
+        "a little under": (RGB / 255 - 0.0005, RGB),
+        "black float": (np.zeros((6, 9, 3)), np.zeros((6, 9, 3))),
+        "bool": (BLACK_OR_WHITE, np.repeat(BLACK_OR_WHITE[..., None], 3, 2) * 255),
+        "mirrored and turned round": (RGB[:, ::-1, ::-1], RGB[:, ::-1, ::-1].copy()),
+        "every other": (RGB[::2, 1::3], RGB[::2, 1::3].copy()),
+        "Fortran's order": (np.asfortranarray(RGBA), on_white(RGB)),
+        "a view of channels first": (np.ascontiguousarray(np.moveaxis(RGB, 2, 0)).transpose(1, 2, 0), RGB),
+        "jax": (jnp.asarray(RGB), RGB),
+        "jax float": (jnp.asarray(RGB) / 255, RGB),
+        "tensor": (torch.from_numpy(RGB.copy()), RGB),
+        "tensor, float": (torch.from_numpy(RGB.copy()) / 255, RGB),
+        "tensor, permuted": (torch.from_numpy(np.moveaxis(RGB, 2, 0).copy()).permute(1, 2, 0), RGB),
+        "three rows": (RGB[:3], RGB[:3]),
+        "a read-only one": (np.frombuffer(RGB.tobytes(), np.uint8).reshape(RGB.shape), RGB),
+    }.values(),
+)
+def test_arrays_of_any_kind(given, wanted):
+    before = np.asarray(given).copy()
+    pixels = load_image(given)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, wanted)
+    np.testing.assert_array_equal(np.asarray(given), before)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "HSV", "F"])
+def test_a_picture_of_pillow_of_any_mode(mode):
+    picture = Image.new("F", (9, 6), 0.8) if mode == "F" else Image.new("RGB", (9, 6), (204, 204, 204))
+    if mode in ("La", "RGBa"):
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+    pixels = load_image(picture.convert("LA").convert("PA") if mode == "PA" else picture.convert(mode))
+    assert pixels.shape == (6, 9, 3)
+    assert (abs(pixels.mean() - 204) <= 2) or mode == "1"
+
+
+LAST = r"; the channels come last: image\.permute\(1, 2, 0\) of a tensor, np\.moveaxis"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (RGB.astype(np.int64), TypeError, r"not int64; image\.astype\(np\.uint8\) where its numbers are 0…255"),
+        (RGB.astype(">u2"), TypeError, r"not uint16; .*\(image >> 8\)"),
+        (RGB.astype(np.complex64), TypeError, r"uint8 \(0…255\), float \(0…1\) or bool, not complex64$"),
+        (RGB.astype(object), TypeError, "not object$"),
+        (jnp.asarray(RGB, jnp.bfloat16), TypeError, "not bfloat16$"),
+        (RGB.astype(np.float32), ImageError, r"floats from \d+ to 24\d, and floats go from 0 to 1: .*image\.astype"),
+        (RGB / 255 - 0.45, ImageError, r"floats from -0\.4\S* to 0\.5\S*, and floats go from 0 to 1"),
+        (RGB / 255 * 1e300, ImageError, r"and floats go from 0 to 1"),
+        (RGB / 255 / 255, ImageError, r"at most 0\.0038\S*, less than a quarter of 0 … 1"),
+        (np.where(RGB > 100, np.nan, 0.5), ImageError, "not finite"),
+        (np.where(RGB > 100, np.inf, 0.5), ImageError, "not finite"),
+        (np.moveaxis(RGB, 2, 0), ValueError, r"not \(3, 6, 9\)" + LAST),
+        (np.zeros((4, 60, 90), np.float32), ValueError, r"not \(4, 60, 90\)" + LAST),
+        (torch.zeros((1, 60, 90)), ValueError, r"not \(1, 60, 90\)" + LAST),
+        (np.zeros((8, 60, 90), np.uint8), ValueError, r"not \(8, 60, 90\); several go in a list$"),
+        (torch.zeros((2, 3, 60, 90)), ValueError, r"not \(2, 3, 60, 90\); several go in a list$"),
+        (np.zeros(7, np.uint8), ValueError, r"not \(7,\)"),
+        (np.zeros((0, 5, 3)), ValueError, "empty"),
+        (torch.zeros((6, 9, 3), requires_grad=True), TypeError, r"^NumPy can make no array of the image: .*detach"),
+        (torch.zeros((6, 9, 3), dtype=torch.bfloat16), TypeError, "^NumPy can make no array of the image: .*BFloat16"),
+    ],
+)
+def test_arrays_that_are_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        load_image(given)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.org/a.jpg", "HTTP://a/b", "s3://bucket/a.png", "file:///a.png", "data:image/png;base64,"],
+)
+def test_addresses_are_refused(address):
+    for given in (address, Path(address)):
+        with pytest.raises(
+            ImageError, match=r"^\S+: is an address; load it yourself and give the file or its content$"
+        ):
+            load_image(given)
+
+
+def test_a_file_called_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(Path(), Image.fromarray(RGB), "https.png")
+    np.testing.assert_array_equal(load_image("https.png"), RGB)

@@ -106,9 +106,7 @@ def test_images_on_their_side_are_turned_upright(tmp_path):
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (picture().astype(np.float32), TypeError, "uint8.*not float32"),
         (picture()[None], ValueError, r"not \(1, 40, 80, 3\); several go in a list"),
-        (np.zeros((8, 8, 4), np.uint8), ValueError, r"not \(8, 8, 4\)"),
         (np.zeros((0, 8, 3), np.uint8), ValueError, "empty"),
         (Image.new("RGB", (0, 8)), ValueError, "empty: 0×8"),
         ("no/such/picture.jpg", ImageError, r"no/such/picture\.jpg: no such image"),
@@ -116,7 +114,7 @@ def test_images_on_their_side_are_turned_upright(tmp_path):
         (b"GIF89a", ImageError, r"^the image of 6 bytes: "),
         (b"", ImageError, r"^the image of 0 bytes: is not an image"),
         (io.BytesIO(b"text"), ImageError, r"^the image: is not an image"),
-        (jnp.zeros((8, 8, 3)), TypeError, r"uint8.*not float32"),
+        (jnp.zeros((8, 8, 3), np.int32), TypeError, r"uint8.*not int32"),
         (jnp.zeros((3, 8, 8), np.uint8), ValueError, r"not \(3, 8, 8\)"),
     ],
 )
