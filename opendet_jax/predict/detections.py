@@ -37,10 +37,9 @@ class Detections:
     scores: Float[np.ndarray, " n"]  # how sure the model is that the box holds an object, in [0, 1]
     names: list[str]  # the best name of each object
     alternatives: list[list[str]] = field(repr=False)  # its other names, best first
-    name_scores: Float[np.ndarray, "n beams"] = field(
-        repr=False
-    )  # of name and alternatives, the best first: the mean log-
-    # probability of a token; of names chosen by alignment log σ(S). −∞: there is no such alternative
+    # Of name and alternatives: the mean log-probability of a token; of names chosen by alignment log σ(S). −∞: there
+    # is no such alternative.
+    name_scores: Float[np.ndarray, "n beams"] = field(repr=False)
 
     @classmethod
     def from_found(cls, found: Found) -> "Detections":
@@ -115,13 +114,14 @@ class Detections:
             "scores": self.scores.astype(np.float64).round(5).tolist(),
             "names": list(self.names),
             "alternatives": [list(names) for names in self.alternatives],
-            "name_scores": [
-                scores[: 1 + len(others)]
-                for scores, others in zip(
-                    self.name_scores.astype(np.float64).round(5).tolist(), self.alternatives, strict=True
-                )
-            ],
+            "name_scores": self._written_name_scores,
         }
+
+    @property
+    def _written_name_scores(self) -> list[list[float]]:
+        """To five digits; as many of each object as it has names."""
+        written = self.name_scores.astype(np.float64).round(5).tolist()
+        return [scores[: 1 + len(others)] for scores, others in zip(written, self.alternatives, strict=True)]
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
@@ -141,7 +141,6 @@ class Detections:
         """
         corners = self.boxes.astype(np.float64)
         bboxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(3).tolist()
-        name_scores = self.name_scores.astype(np.float64).round(5).tolist()
         return [
             {
                 "image_id": index(image_id),
@@ -152,7 +151,7 @@ class Detections:
                 "name_scores": beams,
             }
             for name, others, bbox, score, beams in zip(
-                self.names, self.alternatives, bboxes, self.scores.tolist(), name_scores, strict=True
+                self.names, self.alternatives, bboxes, self.scores.tolist(), self._written_name_scores, strict=True
             )
         ]
 

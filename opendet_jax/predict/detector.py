@@ -89,8 +89,8 @@ class Detector:
         """The objects of one image, or a list of them for a list of images.
 
         Args:
-            images: array (H, W, 3) of uint8 RGB or (H, W) of grey, path, PIL image, the content of a file as bytes, or
-                a file opened for bytes; or a list of these.
+            images: a path, the content of a file as bytes, a file opened for bytes, a PIL image, an array of RGB or
+                grey (docs/python.md#what-may-be-an-image); or a list of these.
             max_detections: the best so many are returned.
             min_score: those that score less are not.
             nms_iou: of two boxes that overlap more than this, the better one stays.

@@ -78,6 +78,10 @@ def test_a_picture(run, tmp_path, capsys):
     assert made["stars"].names == [name for name in found.names if "star" in name] != []
     with Image.open("annotated.png") as annotated:
         assert annotated.size == (512, 512)
+    assert len(made["of_all"]) == 6
+    assert made["of_all"][3].names == made["detector"].detect(made["image"]).names
+    assert {*made["chosen"].names} <= {"red star", "yellow circle", "blue cross"}
+    assert {*made["one"].names} <= {"red star"}
 
     entries = json.loads(Path("results.json").read_text())
     assert {entry["category_id"] for entry in entries} == {7, 12, -1}
