@@ -13,8 +13,8 @@ import pytest
 
 import opendet_jax
 from configs import coco_json, trained
-from opendet_jax.checkpoints.folder import CONFIG, MODEL, MODELS, find_model, load, read_shapes
-from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.folder import CONFIG, MODEL, MODELS, load, read_shapes
+from opendet_jax.checkpoints.restore import find_model, restore
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config_files import parse_config
 from opendet_jax.weights.__main__ import main
