@@ -172,7 +172,7 @@ def _reason(name: Name, error: Exception) -> str:
     if isinstance(error, errors.HfHubHTTPError):
         status, said = error.response.status_code, _one_line(error.server_message or error)
         return f"the hub answers {status}: {said}" + (f"; {LOGIN}" if status in (401, 403) else "")
-    return _one_line(error)
+    return _one_line(error) + (f" ({_one_line(error.__cause__)})" if error.__cause__ else "")
 
 
 def _one_line(error: object) -> str:

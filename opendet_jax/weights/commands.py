@@ -208,11 +208,11 @@ def push_command(folder: str, name: str, licence: str, private: bool, revision: 
         raise WeightsError(f"--revision {revision}: {name} names one already")
     model = hub.parse(f"{model}@{quote(revision, safe='')}") if revision else model
     own = find_model(folder)
+    config, params, step = restore(own)
     portable = folders.is_portable(own)
     stated = "" if portable else folders.read_note(own).get("licence", NOT_STATED)
     if stated not in ("", NOT_STATED) and licence.casefold() != stated.casefold():
         raise WeightsError(f"--licence {licence!r}: {own / folders.NOTE} says {stated!r}")
-    config, params, step = restore(own)
     evaluations = hub.find_metrics(workdir_of(folder), step)
     dtype = _dtype(own) if portable else "float32"
     with tempfile.TemporaryDirectory() as temporary:

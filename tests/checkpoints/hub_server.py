@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             raise Refusal(404, said=f"there is no {path}")
         except Refusal as refusal:
-            headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said}
+            headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said.partition("\n")[0]}
             self._send(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
 
     def _read(self) -> bytes:
