@@ -167,20 +167,15 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
 def copy_portable(folder: Path, out: Path) -> None:
     """All files of a portable model, and its card, into a folder that is new or empty: all, or none.
 
-    Raises WeightsError where they are damaged, or cannot be written.
+    Raises WeightsError where they are damaged.
     """
     _check_sums(folder)
-    try:
-        if out.is_dir() and any(out.iterdir()):
-            raise WeightsError(f"{out}: already holds files; give another folder")
-        with _whole(out, (CONFIG, intact.MANIFEST, TOKENIZER, CARD, MODEL)) as part:
-            for name in (CONFIG, intact.MANIFEST, CARD, MODEL):
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, part / name)
-            if (folder / TOKENIZER).is_dir():
-                copy_tokenizer(folder / TOKENIZER, part / TOKENIZER)
-    except OSError as error:
-        raise WeightsError(f"{out}: cannot be written: {error.strerror or error}") from error
+    with _whole(out, (CONFIG, intact.MANIFEST, TOKENIZER, CARD, MODEL)) as part:
+        for name in (CONFIG, intact.MANIFEST, CARD, MODEL):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, part / name)
+        if (folder / TOKENIZER).is_dir():
+            copy_tokenizer(folder / TOKENIZER, part / TOKENIZER)
 
 
 def _check_sums(folder: Path) -> None:
@@ -203,9 +198,10 @@ def read_portable(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         with safe_open(folder / MODEL, "numpy") as file:
             step = int(file.metadata()["step"])
         arrays = {name: leaf.astype(np.float32) for name, leaf in load_file(folder / MODEL).items()}
+        params = unflatten_dict(arrays, sep="/")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder}: what it holds is damaged: {error}") from error
-    return _portable_config(folder), unflatten_dict(arrays, sep="/"), step
+    return _portable_config(folder), params, step
 
 
 def _portable_config(folder: Path) -> dict[str, Any]:
@@ -217,14 +213,13 @@ def _portable_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder / CONFIG}: is damaged: {error}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{folder / CONFIG}: is damaged: it is no object of fields")
-    config.pop("mesh", None)
-    data, predict = config.get("data"), config.get("predict")
-    if isinstance(predict, dict):
-        predict.pop("output", None)
-    if isinstance(data, dict):
-        data.pop("scenes_dir", None)
-        if data.get("tokenizer") == TOKENIZER and (folder / TOKENIZER).is_dir():
-            data["tokenizer"] = str((folder / TOKENIZER).absolute())
+    data, predict = (config.setdefault(section, {}) for section in ("data", "predict"))
+    if not isinstance(data, dict) or not isinstance(predict, dict):
+        raise WeightsError(f"{folder / CONFIG}: is damaged: data or predict is no object of fields")
+    for section, field in ((config, "mesh"), (data, "scenes_dir"), (predict, "output")):
+        section.pop(field, None)
+    if data.get("tokenizer") == TOKENIZER and (folder / TOKENIZER).is_dir():
+        data["tokenizer"] = str((folder / TOKENIZER).absolute())
     return config
 
 

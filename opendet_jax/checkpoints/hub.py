@@ -120,7 +120,8 @@ def _require(name: Name, needed: Collection[str], there: Collection[str]) -> Non
 def push(folder: Path, name: Name, private: bool, message: str, replaced: str) -> str:
     """Puts all files of a folder into a repository, in one commit; both it and its branch are made where missing.
 
-    `replaced`: a pattern; files of that name that are there, and not in the folder, go. Returns the commit's address.
+    `replaced`: a pattern; files of that name that are there, and not in the folder, go. It is said whether the repository
+    is public. Returns the commit's address.
 
     Raises WeightsError where that may not be, or it is to be private and is there as a public one.
     """
@@ -132,8 +133,10 @@ def push(folder: Path, name: Name, private: bool, message: str, replaced: str) -
     api, where = HfApi(), name.repository
     with _explained(name):
         api.create_repo(where, private=private or None, exist_ok=True)
-        if private and not api.model_info(where, timeout=constants.HF_HUB_ETAG_TIMEOUT).private:
+        is_private = api.model_info(where, timeout=constants.HF_HUB_ETAG_TIMEOUT).private
+        if private and not is_private:
             raise WeightsError(f"{name}: --private cannot act: the repository is there already, and public")
+        print(f"{constants.ENDPOINT}/{where} is {'private' if is_private else 'public'}", flush=True)
         if name.revision is not None:
             try:
                 api.model_info(where, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -190,13 +193,14 @@ def find_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
     for path in sorted(workdir.glob("eval/*/metrics.json")):
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
-            measured = metrics["step"], str(metrics["dataset"]), int(metrics["images"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: is damaged: {_one_line(error)}") from error
-        if measured[0] == step:
-            found.append(metrics)
+        if not isinstance(metrics, dict) or not {"step", "dataset", "images"} <= metrics.keys():
+            print(f"left out of the card: {path} does not say of which step it is")
+        elif metrics["step"] != step:
+            print(f"left out of the card: {path} is of step {metrics['step']}, the model of step {step}")
         else:
-            print(f"left out of the card: {path} is of step {measured[0]}, the model of step {step}")
+            found.append(metrics)
     return found
 
 

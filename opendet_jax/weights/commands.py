@@ -217,7 +217,8 @@ def push_command(folder: str, name: str, licence: str, private: bool, revision: 
     dtype = _dtype(own) if portable else "float32"
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer = _tokenizer_files(config, Path(temporary) / folders.TOKENIZER)
-        whole, out = folders.Converted("opendet", _without_places(config.to_dict()), params), Path(temporary) / "model"
+        told = {section: fields for section, fields in config.to_dict().items() if section != "mesh"}
+        whole, out = folders.Converted("opendet", _without_places(told), params), Path(temporary) / "model"
         folders.save_portable(out, whole, step, dtype, tokenizer)
         card = hub.card(model, config, step, parameter_count(params), dtype, licence, evaluations)
         (out / folders.CARD).write_text(card, encoding="utf-8")
@@ -231,6 +232,8 @@ def pull_command(name: str, out: Path) -> None:
     """A model of the Hugging Face hub into a folder of its own."""
     model = _hub_name(name)
     folders.check_free(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise WeightsError(f"{out}: already holds files; give another folder")
     folders.copy_portable(find_model(str(model)), out)
     print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
@@ -252,8 +255,9 @@ def _without_places(values: Any) -> Any:
         return {key: _without_places(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [_without_places(value) for value in values]
-    is_place = isinstance(values, str) and values.startswith(("/", "~"))
-    return "\n".join(Path(line).name for line in values.splitlines()) if is_place else values
+    if not isinstance(values, str):
+        return values
+    return "\n".join(Path(line).name if line.startswith(("/", "~")) else line for line in values.split("\n"))
 
 
 def _check_new(out: Path) -> None:

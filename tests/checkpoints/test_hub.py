@@ -92,10 +92,14 @@ def refused(*arguments: str) -> str:
 
 
 def test_what_comes_back_is_what_was_pushed(hub, offline, run_written_before, tmp_path, capfd):
-    run = run_written_before
+    run = shutil.copytree(run_written_before, tmp_path / "run")
+    write_json(run / "weights.json", {"kind": "opendet", "licence": "Apache-2.0"})
+    assert "weights.json says 'Apache-2.0'" in refused("push", str(run), "me/tiny", "--licence", "mit")
+    assert hub.requests == []
     main(["push", str(run), "me/tiny", *PUSH])
     said = capfd.readouterr()
     assert f"pushing {run}, steps: 4 of 4; " in said.out
+    assert f"{hub.address}/me/tiny is public\n" in said.out
     assert "opendet_jax.load('hf://me/tiny') loads it" in said.out
     repository = hub.repositories["me/tiny"]
     assert (repository.private, repository.messages) == (False, ["", "tiny, step 4"])  # made, and one commit
@@ -117,6 +121,11 @@ def test_what_comes_back_is_what_was_pushed(hub, offline, run_written_before, tm
     assert {path.name for path in (tmp_path / "pulled").iterdir()} == PORTABLE | {"README.md"}
     offline()
     hub.requests.clear()
+    main(["inspect", "hf://me/tiny"])
+    assert "113,730 numbers" in capfd.readouterr().out
+    main(["export", "hf://me/tiny", "--to", "portable", "--out", str(tmp_path / "again")])
+    again, pulled = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "pulled"))
+    assert again == pulled
     for name in ("hf://me/tiny", Path("hf://me/tiny"), tmp_path / "pulled"):
         jax.tree.map(np.testing.assert_array_equal, restore(name)[1], found)
     assert hub.requests == []
@@ -252,6 +261,7 @@ def test_damage_and_checksums_that_are_missing_are_found(hub, files, tmp_path):
             {"manifest.json": json.dumps({"config.json": sums["config.json"]}).encode()},
             {"manifest.json": json.dumps(out_of_it).encode()},
             {"manifest.json": b"[]"},
+            {"manifest.json": b"[" * 100_000},
             {"tokenizer/tokenizer.json": b"{}"},
         )
     ):
@@ -262,16 +272,33 @@ def test_damage_and_checksums_that_are_missing_are_found(hub, files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_config_chooses_no_folders_and_no_machines(hub, files, tmp_path):
+@pytest.fixture
+def foreign(files, tmp_path) -> Callable[[object], Path]:
+    """A model with another config, and checksums that are right."""
+
+    def write(config: object) -> Path:
+        write_json(tmp_path / "foreign" / "config.json", config)
+        (tmp_path / "foreign" / "model.safetensors").write_bytes(files["model.safetensors"])
+        intact.write_manifest(tmp_path / "foreign")
+        return tmp_path / "foreign"
+
+    return write
+
+
+def test_a_foreign_config_chooses_no_folders_and_no_machines(foreign, files):
     """To write to, and to work with."""
     config = json.loads(files["config.json"])
     config["predict"]["output"] = config["data"]["scenes_dir"] = "/etc"
     config["mesh"] |= {"processes": 2, "coordinator": "evil.example:1"}
-    write_json(tmp_path / "foreign" / "config.json", config)
-    (tmp_path / "foreign" / "model.safetensors").write_bytes(files["model.safetensors"])
-    intact.write_manifest(tmp_path / "foreign")
-    found = parse_config(read_portable(tmp_path / "foreign")[0])
+    found = parse_config(read_portable(foreign(config))[0])
     assert (found.predict.output, found.data.scenes_dir, found.mesh) == ("", "", Config().mesh)
+
+
+@pytest.mark.parametrize("config", [[], {"data": []}, {"predict": "x"}, {"data": {}, "model": 3}, {"tricks": {}}])
+def test_a_config_that_is_none_is_one_line(foreign, config):
+    with pytest.raises(InputError, match=r"config") as refused:
+        opendet_jax.load(foreign(config))
+    assert "\n" not in str(refused.value)
 
 
 def test_pull_writes_into_a_new_folder_alone(hub, files, tmp_path):
@@ -293,6 +320,7 @@ def test_pushing_again(hub, portable, monkeypatch, capsys):
     main(["push", run, "me/tiny", *PUSH, "--private"])
     repository = hub.repositories["me/tiny"]
     assert repository.private
+    assert "me/tiny is private\n" in capsys.readouterr().out
     repository.commit({**repository.at("main")[1], "tokenizer/spiece.model": b"of another", "notes.txt": b"kept"})
     main(["push", run, "me/tiny", "--licence", "mit", "--revision", "more/steps"])
     assert "opendet_jax.load('hf://me/tiny@more%2Fsteps') loads it" in capsys.readouterr().out
@@ -354,10 +382,11 @@ def test_the_card_has_what_was_measured_of_its_step(hub, portable, tmp_path, cap
     measured = {"images": 1200, "AP": 0.25678, "AP50": 0.5, "APr": None, "exact_name_accuracy": 0.4}
     write_json(run / "eval" / "lvis" / "metrics.json", {"dataset": "lvis", "step": 4, **measured})
     write_json(run / "eval" / "old" / "metrics.json", {"dataset": "old", "step": 2, **measured})
+    write_json(run / "eval" / "scored" / "metrics.json", measured)
     main(["push", str(run), "me/tiny", *PUSH])
-    assert f"left out of the card: {run / 'eval/old/metrics.json'} is of step 2, the model of step 4" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"left out of the card: {run / 'eval/old/metrics.json'} is of step 2, the model of step 4" in said
+    assert f"left out of the card: {run / 'eval/scored/metrics.json'} does not say of which step" in said
     found = ModelCard(hub.repositories["me/tiny"].at("main")[1]["README.md"].decode())
     assert (found.data.license, found.data.library_name) == ("apache-2.0", "opendet_jax")
     results = [(result.dataset_name, result.metric_type, result.metric_value) for result in found.data.eval_results]
@@ -386,14 +415,6 @@ def test_the_card_says_what_the_model_knows():
     assert "| steps | 7 of 300,000 |" in text(of_json)
     assert "| steps | none: converted from weights of another program |" in text(Config(), step=0)
     assert "| trained on | not stated |" in text(Config(), step=0)
-
-
-def test_a_licence_that_the_weights_contradict(hub, run_written_before, tmp_path):
-    run = shutil.copytree(run_written_before, tmp_path / "run")
-    write_json(run / "weights.json", {"kind": "opendet", "licence": "MIT"})
-    assert "weights.json says 'MIT'" in refused("push", str(run), "me/tiny", *PUSH)
-    assert hub.requests == []
-    main(["push", str(run), "me/tiny", "--licence", "mit"])
 
 
 def test_files_that_may_be_missing_are_no_error(hub):
