@@ -47,7 +47,7 @@ HELP = """Open-Det: finds what is in a picture, and names it itself.
   opendet prepare …                      a downloaded data set into shards, for training at scale
   opendet show …                         a picture of what training sees
   opendet evaluate …                     score any program's detections
-  opendet weights …                      published weights in and out, a table of text embeddings
+  opendet weights …                      published weights in and out, models to and from the hub, text embeddings
   opendet export DIR …                   a model's weights for other programs
   opendet replay FILE …                  take a step again whose loss was not finite
 

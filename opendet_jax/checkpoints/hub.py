@@ -86,7 +86,7 @@ def fetch(name: Name, needed: Collection[str], more: Collection[str] = ()) -> Pa
             )
         except FileNotFoundError as error:
             reason = why_not or _one_line(error.__cause__ or error)
-            raise WeightsError(f"{name}: {reason}, and the cache does not hold it") from error
+            raise WeightsError(f"{name}: {reason}, and the cache does not hold it") from None
         _require(name, needed, [file for file in needed if (Path(folder) / file).is_file()])
     return Path(folder)
 
@@ -114,14 +114,14 @@ def _listed(name: Name) -> tuple[Collection[str] | None, str]:
 
 def _require(name: Name, needed: Collection[str], there: Collection[str]) -> None:
     if missing := [file for file in needed if file not in there]:
-        raise WeightsError(f"{name}: holds no model of opendet_jax: {', '.join(missing)} is missing")
+        raise WeightsError(f"{name}: holds no model of opendet_jax: it lacks {', '.join(missing)}")
 
 
 def push(folder: Path, name: Name, private: bool, message: str, replaced: str) -> str:
     """Puts all files of a folder into a repository, in one commit; both it and its branch are made where missing.
 
-    `replaced`: a pattern; files of that name that are there, and not in the folder, go. It is said whether the repository
-    is public. Returns the commit's address.
+    `replaced`: a pattern; files of that name that are there, and not in the folder, go. It is said whether the
+    repository is public. Returns the commit's address.
 
     Raises WeightsError where that may not be, or it is to be private and is there as a public one.
     """

@@ -181,8 +181,8 @@ def test_what_the_hub_does_not_give(hub, files, monkeypatch, tmp_path, caplog):
     assert said("me/tiny@v2") == "hf://me/tiny@v2: there is no revision 'v2' of it"
     assert said("me/gated") == f"hf://me/gated: is gated: ask for it at {hub.address}/me/gated; then {login}"
     hub.requests.clear()
-    missing = "model.safetensors, manifest.json is missing"
-    assert said("me/other") == f"hf://me/other: holds no model of opendet_jax: {missing}"
+    lacking = "it lacks model.safetensors, manifest.json"
+    assert said("me/other") == f"hf://me/other: holds no model of opendet_jax: {lacking}"
     assert [path for _, path, _ in hub.requests] == ["/api/models/me/other"]  # nothing was fetched
     for name in ("me/tiny/config.json", "datasets/me/tiny", "tiny", "me/tiny@", "me/tiny@../x", "a b/c", ""):
         assert "is no name of a model on the hub, as hf://user/model or hf://user/model@revision" in said(name)
