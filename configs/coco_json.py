@@ -1,6 +1,7 @@
 """Your own photographs: train on any json in COCO form, from a checkpoint or from nothing. docs/finetune.md explains.
 
-From a checkpoint, which is a run's workdir or a folder of converted weights (docs/weights.md); the model, the
+From a checkpoint, which is a run's workdir, a folder of converted weights (docs/weights.md) or a model on the Hugging
+Face hub (hf://user/model, best with @revision); the model, the
 tokenizer, the text embeddings and the picture sizes are those it was trained with:
 
     python -m opendet_jax.main --config=configs/coco_json.py:DIR --workdir=runs/mine --mode=train \
@@ -15,12 +16,13 @@ which is then not trained on.
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs import minilvis
-from opendet_jax.checkpoints.folder import find_model, read_config
+from opendet_jax.checkpoints import hub
+from opendet_jax.checkpoints.folder import read_config
+from opendet_jax.checkpoints.restore import find_model
 from opendet_jax.config import DataConfig, InitConfig, PredictConfig, TrainConfig
 from opendet_jax.config_files import parse_config
 
@@ -28,8 +30,8 @@ STEPS = 1000
 
 
 def get_config(checkpoint: str = "") -> ConfigDict:
-    """`checkpoint`: a folder to start from, or nothing."""
-    config = _of_checkpoint(Path(checkpoint)) if checkpoint else _small()
+    """`checkpoint`: a folder to start from, or a model on the hub, or nothing."""
+    config = _of_checkpoint(checkpoint) if checkpoint else _small()
     config.name = "coco_json"
     defaults, data = DataConfig(), config.data
     data.name = "coco_json"
@@ -49,10 +51,10 @@ def get_config(checkpoint: str = "") -> ConfigDict:
     return config
 
 
-def _of_checkpoint(folder: Path) -> ConfigDict:
-    folder = find_model(folder)
+def _of_checkpoint(checkpoint: str) -> ConfigDict:
+    folder = find_model(checkpoint)
     config = parse_config(read_config(folder, "opendet")).to_config_dict()
-    config.init.update(asdict(InitConfig(model=str(folder))))
+    config.init.update(asdict(InitConfig(model=checkpoint if hub.is_name(checkpoint) else str(folder))))
     return config
 
 

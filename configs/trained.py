@@ -2,13 +2,15 @@
 
     python -m opendet_jax.main --config=configs/trained.py:DIR --workdir=DIR --mode=eval
 
-DIR is a run's workdir, another folder that holds a whole model, or the name of a model that comes with the package.
+DIR is a run's workdir, another folder that holds a whole model, one on the Hugging Face hub (hf://user/model), or the
+name of a model that comes with the package.
 --mode=eval and --mode=predict without any --config mean this one, with their workdir as DIR.
 """
 
 from ml_collections import ConfigDict
 
-from opendet_jax.checkpoints.folder import CHECKPOINTS, find_model, holds_model, read_config
+from opendet_jax.checkpoints.folder import CHECKPOINTS, holds_model, read_config
+from opendet_jax.checkpoints.restore import find_model
 from opendet_jax.checkpoints.same_config import CheckpointError, as_written
 from opendet_jax.config import ConfigError
 from opendet_jax.config_files import parse_config

@@ -173,7 +173,7 @@ class OptimizerConfig:
 class InitConfig:
     """Folders written by `python -m opendet_jax.weights convert` that training starts from; empty: random numbers."""
 
-    model: str = ""  # a whole model; a workdir of this program will do
+    model: str = ""  # a whole model: a workdir of this program will do, or hf://user/model
     backbone: str = ""  # a Swin
     t5: str = ""  # a T5
 

@@ -74,7 +74,7 @@ Example: TypeAlias = tuple[str, Path | Pixels, Image.Image]  # name, source, thu
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=program, description="A page in the browser: a picture in, boxes and names out.")
-    model = "a run's folder, a folder of converted weights, or the model that comes along: scenes_tiny (default)"
+    model = "a run's folder, one of converted weights, hf://user/model, or what comes along: scenes_tiny (default)"
     top.add_argument("--workdir", default="scenes_tiny", metavar="DIR", help=model)
     top.add_argument("--checkpoint", type=int, default=-1, metavar="STEP", help="default: the newest")
     reach = "where to listen; default: 127.0.0.1, for this machine alone; 0.0.0.0: for all who can reach it"

@@ -26,11 +26,16 @@ from ml_collections import config_flags
 
 from opendet_jax import __version__
 from opendet_jax.config import Config
+from opendet_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file, or the name of one that comes with the program: swin_t.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of checkpoints, metrics and results; empty: runs/<config.name>.")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Folder of checkpoints, metrics and results; empty: runs/<config.name>. Of a model on the hub: hf://user/model.",
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "replay"], "What to do.")
 
 HELP = """Open-Det: finds what is in a picture, and names it itself.
@@ -42,12 +47,13 @@ HELP = """Open-Det: finds what is in a picture, and names it itself.
   opendet prepare …                      a downloaded data set into shards, for training at scale
   opendet show …                         a picture of what training sees
   opendet evaluate …                     score any program's detections
-  opendet weights …                      published weights in and out, a table of text embeddings
+  opendet weights …                      published weights in and out, models to and from the hub, text embeddings
   opendet export DIR …                   a model's weights for other programs
   opendet replay FILE …                  take a step again whose loss was not finite
 
 CONFIG is a file, or one of those that come with the program: {configs}.
-DIR is a run's folder, a folder of converted weights, or the model that comes with the program: scenes_tiny.
+DIR is a run's folder, a folder of converted weights, a model on the Hugging Face hub (hf://user/model), or the model
+that comes with the program: scenes_tiny.
 Any field of a config is set by --config.FIELD=VALUE: opendet train scenes_tiny --config.train.steps=100
 "opendet COMMAND --help" says more. From nothing to boxes with names: opendet predict PICTURES --workdir=scenes_tiny"""
 
@@ -66,21 +72,24 @@ COMMANDS = {
 
 def main(_: Sequence[str]) -> None:
     from opendet_jax.config_files import check_paths, read_flag
-    from opendet_jax.errors import InputError
 
     logging.set_verbosity(logging.WARNING)
     try:
         config = read_flag(CONFIG)
         check_paths(config, MODE.value)
-        run(MODE.value, config, Path(WORKDIR.value or f"runs/{config.name}"))
+        run(MODE.value, config, WORKDIR.value or f"runs/{config.name}")
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped")
 
 
-def run(mode: str, config: Config, workdir: Path) -> None:
+def run(mode: str, config: Config, workdir: Path | str) -> None:
     """What is imported only now takes seconds to load: longer than to find what is wrong with a field."""
+    from opendet_jax.checkpoints.hub import is_name
+
+    if is_name(workdir) and mode in ("train", "replay"):
+        raise InputError(f"--workdir={workdir}: a run has its own folder; --config.init.model={workdir} begins with it")
     doing = {"train": "training", "eval": "evaluating", "predict": "predicting with", "replay": "replaying a step of"}
     print(f"opendet_jax {__version__}: {doing[mode]} {config.name} in {workdir}", flush=True)
     from opendet_jax.compilation import enable_cache
@@ -92,7 +101,7 @@ def run(mode: str, config: Config, workdir: Path) -> None:
     if mode == "train":
         from opendet_jax.train.training_loop import train
 
-        train(config, workdir)
+        train(config, Path(workdir))
     elif mode == "eval":
         from opendet_jax.evaluate.loop import evaluate_checkpoint
 
@@ -104,7 +113,7 @@ def run(mode: str, config: Config, workdir: Path) -> None:
     else:
         from opendet_jax.train.replay import replay
 
-        replay(config, workdir)
+        replay(config, Path(workdir))
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -112,7 +121,6 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nothing here needs PyTorch
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # after two minutes of compiling XLA asks to file a bug
     from opendet_jax.config_files import find_configs, flag_problem
-    from opendet_jax.errors import InputError
 
     try:
         sys.argv[:] = find_configs(with_config(arguments))  # where the flags of a config's fields are looked for

@@ -2,7 +2,8 @@
 
 A folder of converted weights has parameters by Orbax, sizes, and a note of where they come from. It is laid out like a
 training run's workdir with one checkpoint of step 0, so that a whole model's folder can be given to `opendet_jax.load`.
-A portable folder has a whole model in the two files that others expect, config.json and model.safetensors.
+A portable folder has a whole model in the two files that others expect, config.json and model.safetensors, with the
+language model's tokenizer beside them, and so it lies on the Hugging Face hub (`hub.py`).
 """
 
 import json
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp  # takes half a second: what is portable does without it
 
 CHECKPOINTS, NOTE, TOKENIZER = "checkpoints", "weights.json", "tokenizer"
-CONFIG, MODEL = "config.json", "model.safetensors"
+CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 MODELS = Path(__file__).parents[1] / "models"  # those that come with the package
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "vocab.json", "merges.txt"),
+)
 KINDS = ("opendet", "swin", "t5", "clip")
 STEP = 0
 ARRAYS = ("params", "opt_state", "average")  # the items of a checkpoint (train/checkpoint.py): trees of arrays,
@@ -125,52 +130,96 @@ def is_portable(folder: Path) -> bool:
     return (folder / MODEL).is_file() and not intact.steps(folder / CHECKPOINTS)
 
 
-def find_model(name: Path | str) -> Path:
-    """The folder of that name; where there is none, or one of results alone, the model that comes with the package."""
-    folder = Path(name)
-    own = MODELS / folder.name
-    comes_along = folder.name == str(folder) and (own / MODEL).is_file()
-    is_theirs = (folder / CHECKPOINTS).exists() or is_portable(folder)  # also that of a run without a checkpoint yet
-    return own if comes_along and not is_theirs else folder
-
-
-def save_portable(folder: Path, whole: Converted, step: int, dtype: str = "float32") -> None:
+def save_portable(
+    folder: Path, whole: Converted, step: int, dtype: str = "float32", tokenizer: Path | None = None
+) -> None:
     """A whole model as config.json, model.safetensors (numbers rounded to `dtype`) and their checksums.
+
+    `tokenizer`: a folder whose files go beside them, as tokenizer/, which is then the config's `data.tokenizer`.
 
     Raises WeightsError where the folder holds a model already, or cannot be written.
     """
+    config = dict(whole.config)
+    if tokenizer is not None:
+        config["data"] = {**config["data"], "tokenizer": TOKENIZER}
     flat: Mapping[str, Any] = flatten_dict(dict(whole.params), sep="/")
     # In C's order: safetensors writes another one as it lies, under a header that says C.
     arrays = {name: np.ascontiguousarray(leaf, jax.numpy.dtype(dtype)) for name, leaf in flat.items()}
     try:
-        with _whole(folder, (CONFIG, intact.MANIFEST, MODEL)) as part:
+        with _whole(folder, (CONFIG, intact.MANIFEST, TOKENIZER, MODEL)) as part:
             with replacing(part / MODEL) as file:
                 save_file(arrays, file, metadata={"step": str(step)})
-            write_json(part / CONFIG, dict(whole.config))
+            write_json(part / CONFIG, config)
+            if tokenizer is not None:
+                copy_tokenizer(tokenizer, part / TOKENIZER)
             intact.write_manifest(part)
     except SafetensorError as error:
         raise WeightsError(f"{folder}: cannot be written: {error}") from error
 
 
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def copy_portable(folder: Path, out: Path) -> None:
+    """All files of a portable model, and its card, into a folder that is new or empty: all, or none.
+
+    Raises WeightsError where they are damaged.
+    """
+    _check_sums(folder)
+    with _whole(out, (CONFIG, intact.MANIFEST, TOKENIZER, CARD, MODEL)) as part:
+        for name in (CONFIG, intact.MANIFEST, CARD, MODEL):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, part / name)
+        if (folder / TOKENIZER).is_dir():
+            copy_tokenizer(folder / TOKENIZER, part / TOKENIZER)
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises WeightsError where a file that `load` reads is not what was written, or has no checksum."""
+    try:
+        intact.compare(folder, (CONFIG, MODEL, TOKENIZER))
+        listed = json.loads((folder / intact.MANIFEST).read_bytes())
+    except intact.DamagedError as error:
+        raise WeightsError(f"{folder}: what it holds is damaged: {error}") from error
+    tokenizer = (f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES)
+    for name in (CONFIG, MODEL, *(name for name in tokenizer if (folder / name).is_file())):
+        if name not in listed:
+            raise WeightsError(f"{folder}: what it holds is damaged: {intact.MANIFEST} has no checksum of {name}")
+
+
 def read_portable(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """(config, parameters in float32, step) of `save_portable`. Raises WeightsError where they are damaged."""
+    _check_sums(folder)
     try:
-        intact.compare(folder, (CONFIG, MODEL))
         with safe_open(folder / MODEL, "numpy") as file:
             step = int(file.metadata()["step"])
         arrays = {name: leaf.astype(np.float32) for name, leaf in load_file(folder / MODEL).items()}
-    except (intact.DamagedError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        params = unflatten_dict(arrays, sep="/")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder}: what it holds is damaged: {error}") from error
-    return _portable_config(folder), unflatten_dict(arrays, sep="/"), step
+    return _portable_config(folder), params, step
 
 
 def _portable_config(folder: Path) -> dict[str, Any]:
+    """With the tokenizer where it lies; without what may be of another's machine, or meant for this one: its devices
+    and processes, and folders to write to."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{folder / CONFIG}: is damaged: {error}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{folder / CONFIG}: is damaged: it is no object of fields")
+    data, predict = (config.setdefault(section, {}) for section in ("data", "predict"))
+    if not isinstance(data, dict) or not isinstance(predict, dict):
+        raise WeightsError(f"{folder / CONFIG}: is damaged: data or predict is no object of fields")
+    for section, field in ((config, "mesh"), (data, "scenes_dir"), (predict, "output")):
+        section.pop(field, None)
+    if data.get("tokenizer") == TOKENIZER and (folder / TOKENIZER).is_dir():
+        data["tokenizer"] = str((folder / TOKENIZER).absolute())
     return config
 
 

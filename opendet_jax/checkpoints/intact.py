@@ -73,7 +73,7 @@ def compare(folder: Path, items: Collection[str] = ()) -> None:
     try:
         sums = json.loads(manifest.read_bytes())
         wanted = {name: str(sums[name]) for name in sums if not items or name.partition("/")[0] in items}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{manifest}: is damaged: {error}") from error
     present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     missing = sorted(wanted.keys() - present.keys())

@@ -1,4 +1,4 @@
-"""Which checkpoint of a folder is meant, and what inference needs of it: config and parameters."""
+"""Which folder is meant and which checkpoint of it, and what inference needs of that: config and parameters."""
 
 import re
 from collections.abc import Collection
@@ -7,8 +7,19 @@ from typing import Any
 
 from absl import logging
 
-from opendet_jax.checkpoints import intact
-from opendet_jax.checkpoints.folder import CHECKPOINTS, find_model, is_portable, read, read_portable
+from opendet_jax.checkpoints import hub, intact
+from opendet_jax.checkpoints.folder import (
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    MODEL,
+    MODELS,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    is_portable,
+    read,
+    read_portable,
+)
 from opendet_jax.checkpoints.intact import DamagedError
 from opendet_jax.checkpoints.same_config import CheckpointError, as_written
 from opendet_jax.config import Config
@@ -16,6 +27,27 @@ from opendet_jax.config_files import parse_config
 from opendet_jax.errors import WeightsError
 
 INFERENCE = ("params", "average", "config")  # the items that a trained model consists of
+
+
+def find_model(name: Path | str) -> Path:
+    """The folder of that name; where there is none, or one of results alone, the model that comes with the package.
+
+    Of hf://user/model the folder in the cache, after what is new has been fetched (`hub.fetch`, which raises
+    WeightsError).
+    """
+    if hub.is_name(name):
+        more = (CARD, *(f"{TOKENIZER}/{file}" for file in TOKENIZER_FILES))
+        return hub.fetch(hub.parse(name), (CONFIG, MODEL, intact.MANIFEST), more)
+    folder = Path(name)
+    own = MODELS / folder.name
+    comes_along = folder.name == str(folder) and (own / MODEL).is_file()
+    is_theirs = (folder / CHECKPOINTS).exists() or is_portable(folder)  # also that of a run without a checkpoint yet
+    return own if comes_along and not is_theirs else folder
+
+
+def workdir_of(name: Path | str) -> Path:
+    """Where results of a model are written: its folder; of hf://user/model runs/user/model, where it is started."""
+    return hub.parse(name).results if hub.is_name(name) else Path(name)
 
 
 def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> int:
@@ -49,10 +81,12 @@ def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> i
 def restore(workdir: Path | str, step: int = -1) -> tuple[Config, dict[str, Any], int]:
     """(config, parameters, step) of a checkpoint, for inference: the newest, or the one of `step`.
 
-    Of a portable model too, and by its name of one that comes with the package (`checkpoints/folder.py`).
+    Of a portable model too, and by its name of one on the Hugging Face hub (hf://user/model) or one that comes with
+    the package (`checkpoints/folder.py`).
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
+        WeightsError: the hub does not give it (`hub.fetch`).
     """
     workdir = find_model(workdir)
     if is_portable(workdir):

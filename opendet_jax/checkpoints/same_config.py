@@ -49,7 +49,7 @@ def in_evaluation(field: str) -> bool:
     return field.startswith(BOUND_IN_EVALUATION) and field not in CHOSEN_IN_EVALUATION
 
 
-def check_same(saved: dict[str, Any], config: Config, where: Path, bound: Bound = in_training) -> None:
+def check_same(saved: dict[str, Any], config: Config, where: Path | str, bound: Bound = in_training) -> None:
     """Raises CheckpointError listing every bound field in which the configs differ.
 
     A field that is newer than the checkpoint counts as its default, with which nothing changed, or as in BEFORE.

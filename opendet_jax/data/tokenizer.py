@@ -132,7 +132,8 @@ def _pretrained(name: str, download: bool) -> PretrainedTokenizer:
     from transformers import AutoTokenizer  # slow, and needed here alone
 
     try:
-        inner = AutoTokenizer.from_pretrained(name, local_files_only=not download)
+        # Told no, as it would ask at the terminal whether a tokenizer's own code is to run.
+        inner = AutoTokenizer.from_pretrained(name, local_files_only=not download, trust_remote_code=False)
     except Exception as error:  # which one depends on what is missing: folder, file, network, package
         raise TokenizerError(
             f"data.tokenizer: cannot load {name!r}; give 'byt5', a folder, or a name on the Hugging Face hub ({error})"

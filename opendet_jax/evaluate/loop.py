@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.restore import restore, workdir_of
 from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config
@@ -226,10 +226,14 @@ def check_evaluated(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> N
     warn_of_long_names(dataset.records, tokenizer, config.eval.max_new_tokens, str(dataset.annotations))
 
 
-def evaluate_checkpoint(config: Config, workdir: Path) -> None:
-    """Restores `eval.checkpoint` (−1: the newest) and writes <workdir>/eval/<data set>/. Raises CheckpointError."""
+def evaluate_checkpoint(config: Config, workdir: Path | str) -> None:
+    """Restores `eval.checkpoint` (−1: the newest) and writes <workdir>/eval/<data set>/ (`restore.workdir_of`).
+
+    Raises CheckpointError; of a model on the hub WeightsError too.
+    """
     saved, params, step = restore(workdir, config.eval.checkpoint)
     check_same(saved.to_dict(), config, workdir, in_evaluation)
+    workdir = workdir_of(workdir)
     config = with_own_hold_out(config, saved)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     eval_set = load_evaluation(config, workdir)

@@ -207,9 +207,10 @@ def _are_several(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[Sequence[
 def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
     """The Detector of a trained model: the newest checkpoint in a workdir, or the one of a step.
 
-    Compiled programs are kept in ~/.cache/opendet_jax (`opendet_jax.compilation`).
+    Also of a portable model, of one on the Hugging Face hub (hf://user/model, hf://user/model@revision), and of
+    scenes_tiny, which comes along. Compiled programs are kept in ~/.cache/opendet_jax (`opendet_jax.compilation`).
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError where there is none, WeightsError where the hub does not give it.
     """
     enable_cache()
     config, params, _ = restore(Path(folder), checkpoint)

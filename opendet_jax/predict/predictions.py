@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from opendet_jax.checkpoints.restore import workdir_of
 from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import load_image
@@ -197,9 +198,10 @@ def _picture_names(inputs: Sequence[Path]) -> list[str]:
     return names
 
 
-def predict_from_config(config: Config, workdir: Path) -> None:
-    """Annotates the images of `predict.inputs` into `predict.output`, or <workdir>/predict."""
-    job = find_job(config.predict, Path(config.predict.output) if config.predict.output else workdir / "predict")
+def predict_from_config(config: Config, workdir: Path | str) -> None:
+    """Annotates the images of `predict.inputs` into `predict.output`, or <workdir>/predict (`restore.workdir_of`)."""
+    output = config.predict.output or workdir_of(workdir) / "predict"
+    job = find_job(config.predict, Path(output))
     detector = load(workdir, config.eval.checkpoint)
     entries = _predict(detector, job, config.predict, config.data.max_pixels)
     objects = sum(len(entry["boxes"]) for entry in entries)

@@ -4,6 +4,8 @@
     python -m opendet_jax.weights inspect X
     python -m opendet_jax.weights export DIR --to opendet|swin|swin_hugging_face|t5 --out FILE.safetensors
     python -m opendet_jax.weights export DIR --to portable --out FOLDER
+    python -m opendet_jax.weights push DIR user/model --licence LICENCE
+    python -m opendet_jax.weights pull user/model FOLDER
     python -m opendet_jax.weights embed-names --annotations JSON… --encoder DIR --out table.npy
 
 docs/weights.md has a command for each published source.
@@ -46,12 +48,25 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     inspect.add_argument("--all", action="store_true", help="every tensor, not only the modules")
 
     export = commands.add_parser("export", help="our weights under PyTorch names, or as a folder to give away")
-    export.add_argument("folder", type=Path, metavar="DIR", help="a folder that convert wrote, or a workdir")
+    export.add_argument("folder", metavar="DIR", help="a folder that convert wrote, a workdir, or hf://user/model")
     export.add_argument("--to", dest="layout", choices=(*LAYOUTS, PORTABLE), required=True, help="whose names")
     export.add_argument("--out", required=True, type=Path, metavar="X", help=".safetensors or .pth; portable: a folder")
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of a portable model's numbers"
     )
+
+    push = commands.add_parser("push", help="a model to the Hugging Face hub, in one commit")
+    push.add_argument("folder", metavar="DIR", help="a workdir (its newest checkpoint), or a portable model's folder")
+    push.add_argument("name", metavar="USER/MODEL", help="the repository; it is made where there is none")
+    push.add_argument(
+        "--licence", required=True, help="of the model, as the hub spells it: apache-2.0, mit, cc-by-4.0, other …"
+    )
+    push.add_argument("--private", action="store_true", help="a repository that is made is private")
+    push.add_argument("--revision", default="", metavar="BRANCH", help="default: main; it is made where there is none")
+
+    pull = commands.add_parser("pull", help="a model from the Hugging Face hub into a folder")
+    pull.add_argument("name", metavar="USER/MODEL", help="user/model, or user/model@revision")
+    pull.add_argument("out", type=Path, metavar="FOLDER", help="new, or empty")
 
     embed = commands.add_parser("embed-names", help="a table of text embeddings for training and evaluation")
     names = embed.add_mutually_exclusive_group(required=True)
@@ -94,6 +109,14 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> None
                 raise InputError(f"--dtype {options.dtype}: belongs to --to {PORTABLE}")
             else:
                 export_command(options.folder, options.layout, options.out)
+        elif options.command == "push":
+            from opendet_jax.weights.commands import push_command
+
+            push_command(options.folder, options.name, options.licence, options.private, options.revision)
+        elif options.command == "pull":
+            from opendet_jax.weights.commands import pull_command
+
+            pull_command(options.name, options.out)
         else:
             from opendet_jax.weights.commands import embed_command
 

@@ -1,6 +1,5 @@
 """What the commands of `python -m opendet_jax.weights` do. What can be known at once is checked first."""
 
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -8,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from opendet_jax.checkpoints import folder as folders
-from opendet_jax.checkpoints import intact
-from opendet_jax.checkpoints.restore import restore
-from opendet_jax.config import CLIPTextConfig
+from opendet_jax.checkpoints import hub, intact
+from opendet_jax.checkpoints.restore import find_model, restore, workdir_of
+from opendet_jax.config import CLIPTextConfig, Config
 from opendet_jax.data.tokenizer import TokenizerError, load_tokenizer
 from opendet_jax.errors import WeightsError
 from opendet_jax.files import replacing, try_folder
@@ -31,7 +31,7 @@ from opendet_jax.weights.embed_names import (
     read_names,
 )
 from opendet_jax.weights.rules import flat
-from opendet_jax.weights.source import TOKENIZER_FILES, Source, checksum, read_source
+from opendet_jax.weights.source import Source, checksum, read_source
 from opendet_jax.weights.unwrap import printable, some
 
 NOT_STATED = "not stated"
@@ -98,9 +98,7 @@ def _write_tokenizer(source: Source, tokenizer: str, converted: folders.Converte
     if not source.has_tokenizer:
         print("no tokenizer lies beside the source: embed-names and evaluation will need one (--tokenizer)")
         return None
-    for name in TOKENIZER_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, target / name)
+    folders.copy_tokenizer(source.folder, target)
     return target
 
 
@@ -110,14 +108,14 @@ def parameter_count(params: Mapping[str, Any]) -> int:
 
 def inspect_command(name: str, every: bool) -> None:
     """Prints a table of modules (or, with `every`, of tensors) with shapes, numbers and bytes."""
-    path = Path(name)
+    path = find_model(name)
     if (path / folders.NOTE).exists() or intact.steps(path / folders.CHECKPOINTS):
         note = folders.read_note(path)
         arrays = flat(folders.load(path, note["kind"]).params)
         for key, value in note.items():
             print(f"# {key}: {value}")
     else:
-        source = read_source(name)
+        source = read_source(name if path == Path(name) else str(path))
         arrays = dict(source.state)
         print(f"# files: {', '.join(str(file) for file in source.files)}")
         print(f"# licence: {source.licence or NOT_STATED}")
@@ -147,14 +145,14 @@ def describe_arrays(arrays: Mapping[str, Any], every: bool) -> list[str]:
     return [*lines, f"# {len(arrays)} tensors, {total:,} numbers, {size / 2**20:,.1f} MiB"]
 
 
-def export_command(folder: Path, layout: str, out: Path) -> None:
+def export_command(folder: Path | str, layout: str, out: Path) -> None:
     """A whole model (a workdir's newest checkpoint too), a Swin or a T5 into one file of PyTorch's names."""
     if out.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"{out}: the file must end in .safetensors or .pth")
     _check_new(out)
     if out.suffix == ".pth" and find_spec("torch") is None:
         raise WeightsError(f"{out}: writing .pth needs PyTorch; a .safetensors file does not")
-    params = _exportable(folder, layout)
+    params = _exportable(find_model(folder), layout)
     state = export(params, layout)
     with replacing(out) as part:
         if out.suffix == ".safetensors":
@@ -169,15 +167,97 @@ def export_command(folder: Path, layout: str, out: Path) -> None:
     print(f"wrote {out}: {len(state)} tensors")
 
 
-def portable_command(folder: Path, out: Path, dtype: str) -> None:
-    """A whole model as config.json and model.safetensors, which `opendet_jax.load` reads."""
+def portable_command(folder: Path | str, out: Path, dtype: str) -> None:
+    """A whole model as config.json, model.safetensors and its tokenizer, which `opendet_jax.load` reads."""
     folders.check_free(out)
     config, params, step = restore(folder)
-    folders.save_portable(out, folders.Converted("opendet", config.to_dict(), params), step, dtype)
+    lacking, tokenizer = "", None
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            tokenizer = _tokenizer_files(config, Path(temporary) / folders.TOKENIZER)
+        except (TokenizerError, WeightsError) as error:
+            lacking = f"the tokenizer is not in it, and must be there where it is loaded: {printable(error)}"
+        folders.save_portable(out, folders.Converted("opendet", config.to_dict(), params), step, dtype, tokenizer)
     size = (out / folders.MODEL).stat().st_size
     print(f"wrote {out}: {parameter_count(params):,} parameters of step {step} in {dtype}, {size / 2**20:.1f} MiB")
-    if config.data.tokenizer != "byt5":
-        print(f"the tokenizer is not in it: {config.data.tokenizer} must be there where it is loaded")
+    if lacking:
+        print(lacking)
+
+
+def _tokenizer_files(config: Config, target: Path) -> Path | None:
+    """The files of `data.tokenizer` in a new folder; None of bytes, which have none.
+
+    Raises TokenizerError, or WeightsError of the hub, where they cannot be had or are not a tokenizer by themselves.
+    """
+    name = config.data.tokenizer
+    if name == "byt5":
+        return None
+    there = Path(name) if Path(name).is_dir() else hub.fetch(hub.Name(name), (), folders.TOKENIZER_FILES)
+    folders.copy_tokenizer(there, target)
+    try:
+        load_tokenizer(str(target), config.model.t5.vocab_size)
+    except TokenizerError as error:
+        raise TokenizerError(f"data.tokenizer = {name!r}: {' '.join(str(error).split())}") from error
+    return target
+
+
+def push_command(folder: str, name: str, licence: str, private: bool, revision: str) -> None:
+    """A model in the portable form, with a card, into a repository of the Hugging Face hub."""
+    model = _hub_name(name)
+    if revision and model.revision:
+        raise WeightsError(f"--revision {revision}: {name} names one already")
+    model = hub.parse(f"{model}@{quote(revision, safe='')}") if revision else model
+    own = find_model(folder)
+    config, params, step = restore(own)
+    portable = folders.is_portable(own)
+    stated = "" if portable else folders.read_note(own).get("licence", NOT_STATED)
+    if stated not in ("", NOT_STATED) and licence.casefold() != stated.casefold():
+        raise WeightsError(f"--licence {licence!r}: {own / folders.NOTE} says {stated!r}")
+    evaluations = hub.find_metrics(workdir_of(folder), step)
+    dtype = _dtype(own) if portable else "float32"
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer = _tokenizer_files(config, Path(temporary) / folders.TOKENIZER)
+        told = {section: fields for section, fields in config.to_dict().items() if section != "mesh"}
+        whole, out = folders.Converted("opendet", _without_places(told), params), Path(temporary) / "model"
+        folders.save_portable(out, whole, step, dtype, tokenizer)
+        card = hub.card(model, config, step, parameter_count(params), dtype, licence, evaluations)
+        (out / folders.CARD).write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        print(f"pushing {folder}, steps: {hub.steps(config, step)}; {size / 2**20:.1f} MiB to {model}", flush=True)
+        at = hub.push(out, model, private, f"{config.name}, step {step}", f"{folders.TOKENIZER}/*")
+    print(f"pushed: {at}\nopendet_jax.load({str(model)!r}) loads it")
+
+
+def pull_command(name: str, out: Path) -> None:
+    """A model of the Hugging Face hub into a folder of its own."""
+    model = _hub_name(name)
+    folders.check_free(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise WeightsError(f"{out}: already holds files; give another folder")
+    folders.copy_portable(find_model(str(model)), out)
+    print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def _hub_name(name: str) -> hub.Name:
+    return hub.parse(name if hub.is_name(name) else f"hf://{name}")
+
+
+def _dtype(folder: Path) -> str:
+    """In which the numbers of a portable model lie."""
+    with safe_open(folder / folders.MODEL, "numpy") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return "bfloat16" if kinds == {"BF16"} else "float32"
+
+
+def _without_places(values: Any) -> Any:
+    """A config whose files and folders have their names alone, where it says where they lie on this machine."""
+    if isinstance(values, dict):
+        return {key: _without_places(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_without_places(value) for value in values]
+    if not isinstance(values, str):
+        return values
+    return "\n".join(Path(line).name if line.startswith(("/", "~")) else line for line in values.split("\n"))
 
 
 def _check_new(out: Path) -> None:

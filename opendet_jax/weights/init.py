@@ -8,6 +8,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from opendet_jax.checkpoints.folder import Converted, load, read_shapes
+from opendet_jax.checkpoints.restore import find_model
 from opendet_jax.config import Config
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights.rules import flat, nested
@@ -48,7 +49,7 @@ def check_start(shapes: Mapping[str, Any], config: Config) -> None:
 def _put(params: Mapping[str, Any], config: Config, read: Reader) -> dict[str, Any]:
     leaves, model = flat(params), config.model
     if config.init.model:
-        leaves |= _part(read, Path(config.init.model), "opendet", "", asdict(model), leaves)
+        leaves |= _part(read, find_model(config.init.model), "opendet", "", asdict(model), leaves)
     if config.init.backbone:
         leaves |= _part(read, Path(config.init.backbone), "swin", "backbone/", asdict(model.backbone), leaves)
     if config.init.t5:

@@ -19,12 +19,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from opendet_jax.checkpoints.folder import TOKENIZER_FILES
 from opendet_jax.errors import WeightsError
 from opendet_jax.weights.unwrap import Found, model_of, printable, some
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of Hugging Face's, in this order of preference
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "merges.txt")
 DOWNLOADED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.md")
 CHUNK = 1 << 24  # bytes hashed at a time
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 
 import opendet_jax
 from configs import coco_json, trained
-from opendet_jax.checkpoints.folder import CONFIG, MODEL, MODELS, find_model, load, read_shapes
-from opendet_jax.checkpoints.restore import restore
+from opendet_jax.checkpoints.folder import CONFIG, MODEL, MODELS, load, read_shapes
+from opendet_jax.checkpoints.restore import find_model, restore
 from opendet_jax.checkpoints.same_config import CheckpointError
 from opendet_jax.config_files import parse_config
+from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.init import check_start
 
@@ -107,12 +110,93 @@ def test_it_is_written_whole_or_not_at_all(run_written_before, tmp_path, monkeyp
     assert not out.exists()
 
 
-def test_a_tokenizer_that_is_not_in_it_is_named(run_written_before, tmp_path, monkeypatch, capsys):
-    config, params, step = restore(run_written_before)
-    elsewhere = replace(config, data=replace(config.data, tokenizer="tokenizers/t5"))
-    monkeypatch.setattr("opendet_jax.weights.commands.restore", lambda _: (elsewhere, params, step))
+@pytest.fixture
+def with_tokenizer(run_written_before, monkeypatch) -> Callable[[Path | str, int], None]:
+    """The run as if it had been trained with a tokenizer."""
+
+    def use(tokenizer: Path | str, vocab_size: int) -> None:
+        config, params, step = restore(run_written_before)
+        model = replace(config.model, t5=replace(config.model.t5, vocab_size=vocab_size))
+        config = replace(config, model=model, data=replace(config.data, tokenizer=str(tokenizer)))
+        monkeypatch.setattr("opendet_jax.weights.commands.restore", lambda _: (config, params, step))
+
+    return use
+
+
+@pytest.fixture
+def small_tokenizer(tmp_path) -> Path:
+    """T5's kind with a word a token, and a file that is no part of it."""
+    words = {word: place for place, word in enumerate(["<pad>", "</s>", "<unk>", "red", "circle", "striped"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    folder = tmp_path / "small"
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_its_tokenizer_goes_with_it(run_written_before, with_tokenizer, small_tokenizer, tmp_path, monkeypatch):
+    with_tokenizer(small_tokenizer, 384)
+    content = {path.name: path.read_bytes() for path in small_tokenizer.glob("tok*")}
     main(["export", str(run_written_before), "--to", "portable", "--out", str(tmp_path / "model")])
-    assert "the tokenizer is not in it: tokenizers/t5 must be there" in capsys.readouterr().out
+    shutil.rmtree(small_tokenizer)
+    moved = (tmp_path / "model").rename(tmp_path / "moved")
+    assert {path.name: path.read_bytes() for path in (moved / "tokenizer").iterdir()} == content
+    assert json.loads((moved / CONFIG).read_text())["data"]["tokenizer"] == "tokenizer"
+    sums = json.loads((moved / "manifest.json").read_text())
+    assert sums.keys() == {CONFIG, MODEL, "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    config = opendet_jax.load("moved").config
+    assert config.data.tokenizer == str(moved / "tokenizer")
+    assert parse_config(trained.get_config("moved")) == config
+    assert parse_config(coco_json.get_config("moved")).data.tokenizer == config.data.tokenizer
+    tokenizer = load_tokenizer(config.data.tokenizer, 384)
+    assert (tokenizer.encode("striped red circle"), tokenizer.decode([3, 4, 1])) == ([5, 3, 4], "red circle")
+
+    main(["export", "moved", "--to", "portable", "--out", "again"])
+    for name in sums:
+        assert (tmp_path / "again" / name).read_bytes() == (moved / name).read_bytes()
+    (moved / "tokenizer" / "tokenizer.json").write_bytes(content["tokenizer.json"] + b" ")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is damaged"):
+        opendet_jax.load("moved")
+    shutil.rmtree(moved / "tokenizer")
+    with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer\.json is missing"):
+        opendet_jax.load("moved")
+
+
+def test_the_tokenizer_of_t5_goes_with_it(run_written_before, with_tokenizer, data_folder, tmp_path):
+    there = data_folder / "tokenizers" / "t5"
+    with_tokenizer(there, 32128)
+    main(["export", str(run_written_before), "--to", "portable", "--out", str(tmp_path / "model")])
+    own = load_tokenizer(restore(tmp_path / "model")[0].data.tokenizer, 32128)
+    theirs = load_tokenizer(str(there), 32128)
+    for name in ("zebra-striped café table", "bus_(vehicle)", "don 't"):
+        assert own.encode(name) == theirs.encode(name)
+        assert own.decode(own.encode(name)) == theirs.decode(theirs.encode(name))
+    files = {path.name for path in (tmp_path / "model" / "tokenizer").iterdir()}
+    assert files == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model"}
+
+
+def test_a_tokenizer_that_cannot_be_had_is_named(run_written_before, with_tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with_tokenizer("tokenizers/t5", 384)
+    main(["export", str(run_written_before), "--to", "portable", "--out", str(tmp_path / "model")])
+    said = capsys.readouterr().out
+    assert (
+        "the tokenizer is not in it, and must be there where it is loaded: hf://tokenizers/t5: HF_HUB_OFFLINE" in said
+    )
+    assert json.loads((tmp_path / "model" / CONFIG).read_text())["data"]["tokenizer"] == "tokenizers/t5"
+    (tmp_path / "empty").mkdir()
+    with_tokenizer(tmp_path / "empty", 384)
+    main(["export", str(run_written_before), "--to", "portable", "--out", str(tmp_path / "other")])
+    assert "where it is loaded: data.tokenizer = '" in capsys.readouterr().out
 
 
 def test_a_name_means_the_model_that_comes_along_unless_a_folder_has_one(portable, tmp_path, monkeypatch):

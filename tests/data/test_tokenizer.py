@@ -92,6 +92,18 @@ def test_missing_tokenizer_names_the_field(tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"), 384)
 
 
+def test_code_that_comes_with_a_tokenizer_is_not_run(tmp_path, monkeypatch):
+    """Nor is anybody asked at the terminal whether it may be, as transformers does unless it is told."""
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    described = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    code = f"from transformers import PreTrainedTokenizer\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n"
+    (tmp_path / "mine.py").write_text(code + "class Mine(PreTrainedTokenizer): pass\n")
+    with pytest.raises(TokenizerError, match=r"data\.tokenizer: cannot load"):
+        load_tokenizer(str(tmp_path), 384)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_t5s_file_is_read_as_transformers_reads_it(t5, data_folder):
     """In which it takes seconds longer, and PyTorch along where that is installed."""
     assert isinstance(t5, module.T5Tokenizer)
