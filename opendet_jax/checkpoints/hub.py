@@ -199,6 +199,8 @@ def find_metrics(workdir: Path, step: int) -> list[dict[str, Any]]:
             print(f"left out of the card: {path} does not say of which step it is")
         elif metrics["step"] != step:
             print(f"left out of the card: {path} is of step {metrics['step']}, the model of step {step}")
+        elif metrics.get("names", "generated") != "generated":
+            print(f"left out of the card: in {path} names are {metrics['names']}")
         else:
             found.append(metrics)
     return found

@@ -86,8 +86,9 @@ def _mapping(dataset: Dataset, config: Config, encoder: RememberingEncoder | Non
 
 
 def results_folder(config: Config, workdir: Path | str) -> Path:
-    """Where `evaluate` writes, and the last results of a data set lie."""
-    return Path(workdir) / "eval" / config.data.name
+    """Where `evaluate` writes, and the last results of a data set lie; those of given names beside the others."""
+    given = f"_given_by_{config.eval.given_by}" if config.eval.names == "given" else ""
+    return Path(workdir) / "eval" / f"{config.data.name}{given}"
 
 
 def evaluate(

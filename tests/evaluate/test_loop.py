@@ -132,7 +132,7 @@ def test_given_names_are_those_of_the_classes(dataset, tmp_path, capsys, by):
     assert {*asked} == {tuple(category.name for category in dataset.categories)}
     assert metrics["names"] == f"given, chosen by {by}"
     assert f"names to classes: exact, given, chosen by {by}" in capsys.readouterr().out
-    entry = json.loads((tmp_path / "eval/toy/predictions.json").read_text())[0]
+    entry = json.loads((tmp_path / f"eval/toy_given_by_{by}/predictions.json").read_text())[0]
     assert len(entry["names"]) == len(entry["name_scores"]) == 1
 
 
