@@ -85,6 +85,23 @@ def has_size(path: Path, width: int, height: int) -> bool:
         return True
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `decode` makes of a file, by its header. Raises ImageError."""
+
+    def look() -> tuple[int, int]:
+        with path.open("rb") as opened, Image.open(opened) as file:
+            turned = file.format != "TIFF" and _orientation(file) > 4  # Pillow has turned TIFFs already
+            width, height = file.size
+            return (height, width) if turned else (width, height)
+
+    try:
+        return _whatever_is_warned_of(look)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such image") from error
+    except Exception as error:  # decoders let anything out
+        raise ImageError(f"{path}: its size cannot be read: {type(error).__name__}: {error}") from error
+
+
 def _whatever_is_warned_of(make: Callable[[], Made]) -> Made:
     """Where warnings are errors: what Pillow wonders about in metadata is no reason to refuse a picture."""
     try:
