@@ -68,7 +68,7 @@ def read(paths: DatasetPaths, where: str) -> Dataset:
     split = "val" if where == "data.eval" else "train"
     dataset, problems = read_annotations(paths.annotations, paths.images, paths.name_field, paths.minival, split)
     if problems.counts:
-        logging.warning("%s: %s", paths.annotations, problems)
+        logging.warning("%s: %s", dataset.annotations, problems)
     return dataset
 
 
