@@ -167,7 +167,7 @@ def check_paths(config: Config, mode: str) -> None:
 def _check_data_set(name: str, paths: DatasetPaths) -> None:
     if not paths.annotations:
         recipe = WITHOUT_DATA if name == "data.train" else ""
-        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form{recipe}")
+        raise ConfigError(f"config.{name}.annotations is empty: name a json, a data.yaml or a folder{recipe}")
     annotations, _ = split_of(paths.annotations)
     wanted = "a json, a data.yaml or a folder that is there"
     _require(annotations.exists(), f"{name}.annotations", paths.annotations, wanted)

@@ -35,8 +35,8 @@ def load_datasets(config: Config, workdir: str | Path) -> tuple[Mixture, Dataset
     warning a file. Where `data.eval` names no json, part of `data.train` is held out (`hold_out`).
 
     Raises:
-        ConfigError: a json is needed and not named.
-        AnnotationError: a json cannot be used, or nothing in it can be trained on.
+        ConfigError: annotations are needed and not named.
+        AnnotationError: annotations cannot be used, or nothing in them can be trained on.
     """
     data = config.data
     train = _training_json(config, workdir).first(data.train_limit)
@@ -64,7 +64,7 @@ def load_evaluation(config: Config, workdir: str | Path) -> Dataset:
 def read(paths: DatasetPaths, where: str) -> Dataset:
     """The data set of a section of the config, which `where` names. What its json has that cannot be used is logged."""
     if not paths.annotations:
-        raise ConfigError(f"config.{where}.annotations is empty: name a json in LVIS or COCO form")
+        raise ConfigError(f"config.{where}.annotations is empty: name a json, a data.yaml or a folder")
     split = "val" if where == "data.eval" else "train"
     dataset, problems = read_annotations(paths.annotations, paths.images, paths.name_field, paths.minival, split)
     if problems.counts:
