@@ -171,7 +171,7 @@ def _check_data_set(name: str, paths: DatasetPaths) -> None:
     annotations, _ = split_of(paths.annotations)
     wanted = "a json, a data.yaml or a folder that is there"
     _require(annotations.exists(), f"{name}.annotations", paths.annotations, wanted)
-    if paths.images or not (annotations.is_dir() or annotations.suffix in YAML):
+    if not annotations.is_dir() and (paths.images or annotations.suffix not in YAML):
         is_there = bool(paths.images) and Path(paths.images).is_dir()
         _require(is_there, f"{name}.images", paths.images, "the folder of the pictures, one that is there")
 

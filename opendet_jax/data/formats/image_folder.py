@@ -213,7 +213,7 @@ class NamedPictures:
     """Finds pictures by their names without endings, in several folders; each is looked into once."""
 
     def __init__(self, folders: Sequence[Path], problems: Problems):
-        self._folders, self._problems = folders, problems
+        self._folders, self._problems = [Path(os.path.abspath(folder)) for folder in folders], problems
         self._listed = cache(self._list)
 
     def find(self, place: Path, file_name: str) -> Path:

@@ -126,7 +126,7 @@ def _finish(
     ]
     kept = tuple(shard[i] for shard, note in zip(builder.shards, notes, strict=True) for i in note.stored)
     if not kept:
-        raise PrepareError(f"{job.images}: none of the {len(left_out)} images can be read: {left_out[0]['reason']}")
+        raise PrepareError(f"{root}: none of the {len(left_out)} images can be read: {left_out[0]['reason']}")
     dataset = Dataset(read.annotations, kept, read.categories)
     with replacing(job.out / INDEX) as part, part.open("wb") as file:
         np.savez(file, allow_pickle=False, **pack(kept, read.categories, root))

@@ -460,6 +460,18 @@ def test_a_size_that_is_not_the_pictures_is_an_error_when_it_is_read(tmp_path):
     }
 
 
+def test_pictures_have_one_root_however_the_folder_is_named(tmp_path, monkeypatch):
+    """`prepare` looks for the folder above all of them, which relative and absolute paths do not have."""
+    yolo(tmp_path / "yolo", {"train/a.jpg": BOX})
+    voc(tmp_path / "voc", {"a": xml(), "b": xml()})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "voc" / "JPEGImages" / "a.jpg").rename(tmp_path / "photos" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    found = [read_annotations("yolo", "")[0], read_annotations("voc", tmp_path / "photos")[0]]
+    paths = ["yolo/images/train/a.jpg", "photos/a.jpg", "voc/JPEGImages/b.jpg"]
+    assert [record.path for dataset in found for record in dataset.records] == [tmp_path / path for path in paths]
+
+
 ENTITY = '<!DOCTYPE a [<!ENTITY e "dog">]>'
 
 
