@@ -188,7 +188,7 @@ def label_folder_of(folder: Path) -> Path:
     parts = folder.parts
     if "images" in parts:
         last = len(parts) - 1 - parts[::-1].index("images")
-        if Path(*parts[:last], "labels").is_dir():
+        if os.path.isdir(Path(*parts[:last], "labels")):
             return Path(*parts[:last], "labels", *parts[last + 1 :])
     return folder
 
@@ -232,7 +232,7 @@ class NamedPictures:
         for folder in folders if _ending(name) in PICTURES else []:
             if os.path.isfile(folder / name):
                 return folder / name
-        there = next((folder for folder in folders if folder.is_dir()), folders[0])
+        there = next((folder for folder in folders if os.path.isdir(folder)), folders[0])
         return there / (name or f"{place.name}.jpg")
 
     def _list(self, folder: Path) -> dict[str, list[str]]:

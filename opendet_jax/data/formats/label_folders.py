@@ -45,11 +45,11 @@ _NO_SIZE = (1, 1)  # of such a picture, whose boxes stay fractions; if it is rea
 
 def label_form(path: Path) -> Literal["YOLO", "Pascal VOC", ""]:
     """What a path is: a data.yaml or the folder with it; a folder with xml files or with Annotations; or neither."""
-    if path.is_file():
+    if os.path.isfile(path):
         return "YOLO" if path.suffix in YAML else ""
-    if (path / DATA_YAML).is_file():
+    if os.path.isfile(path / DATA_YAML):
         return "YOLO"
-    return "Pascal VOC" if (path / "Annotations").is_dir() or any(path.glob("*.xml")) else ""
+    return "Pascal VOC" if os.path.isdir(path / "Annotations") or any(path.glob("*.xml")) else ""
 
 
 def read_labels(annotations: str | Path, images: str | Path, split: str) -> tuple[Dataset, Problems]:
@@ -74,7 +74,7 @@ def _read_yolo(path: Path, images: str | Path, split: str) -> tuple[Dataset, Pro
     roots = [*([images] if images else []), path.parent / _text(path, fields, "path"), path.parent]
     pictures, folders = _pictures_of(path, fields, split, [Path(os.path.abspath(root)) for root in roots], problems)
     labels = labels_of(pictures)
-    if not any(label.is_file() for label in labels):
+    if not any(os.path.isfile(label) for label in labels):
         raise AnnotationError(f"{path}: {split}: no picture has a label file; looked for: {labels[0]}")
     for file in labels_of_none(folders, labels):
         boxes = sum(1 for _ in lines_of(file)) if file.name != CLASS_LIST else 0
@@ -92,7 +92,7 @@ def _read_yolo(path: Path, images: str | Path, split: str) -> tuple[Dataset, Pro
                 problems.add(UNREADABLE, str(error))
                 reader = AnnotationReader(picture, *_NO_SIZE)
             readers[image_id_of(place, readers)] = reader
-            if not label.is_file():
+            if not os.path.isfile(label):
                 problems.add("picture without a label file, taken as one without objects", f"{picture}: no {label}")
                 continue
             if label in used:
