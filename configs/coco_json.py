@@ -1,4 +1,5 @@
 """Your own photographs: train on any json in COCO form, from a checkpoint or from nothing. docs/finetune.md explains.
+A YOLO or Pascal VOC folder is named as annotations alone (docs/data.md).
 
 From a checkpoint, which is a run's workdir, a folder of converted weights (docs/weights.md) or a model on the Hugging
 Face hub (hf://user/model, best with @revision); the model, the

@@ -7,7 +7,9 @@ Method: docs/method.md#12-paper-and-program.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -109,11 +111,22 @@ class LossConfig:
     text_noise_sigma: Literal["real", "padded"] = "real"  # rows that σ is of; padded: empty ones too, as the program's
 
 
+YAML = (".yaml", ".yml")
+
+
+def split_of(annotations: str | Path) -> tuple[Path, str]:
+    """A path, and the split that is named behind it: "test" of "dogs/data.yaml:test"; empty where none is."""
+    path, _, split = str(annotations).rpartition(":")
+    if path and not os.path.exists(annotations) and os.path.exists(path):
+        return Path(path), split
+    return Path(annotations), ""
+
+
 @dataclass(frozen=True)
 class DatasetPaths:
     """Annotations in any form of docs/data.md, and the folder of their images (none for a prepared folder)."""
 
-    annotations: str = ""  # path of a json, or of a prepared folder
+    annotations: str = ""  # path of a json, a data.yaml, or a folder: a prepared one, or Pascal VOC's
     images: str = ""  # path of the folder of pictures
     minival: bool = False  # of LVIS's val only the images of COCO's val2017
     name_field: str = ""  # field of an annotation that holds its names; empty: a known one, else the category's

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from opendet_jax.config import Config, ConfigError, DatasetPaths, MeshConfig
+from opendet_jax.config import YAML, Config, ConfigError, DatasetPaths, MeshConfig, split_of
 
 # Beside the package where it is worked on, inside of it where it is installed.
 CONFIGS = next(
@@ -167,10 +167,11 @@ def check_paths(config: Config, mode: str) -> None:
 def _check_data_set(name: str, paths: DatasetPaths) -> None:
     if not paths.annotations:
         recipe = WITHOUT_DATA if name == "data.train" else ""
-        raise ConfigError(f"config.{name}.annotations is empty: name a json in LVIS or COCO form{recipe}")
-    annotations = Path(paths.annotations)
-    _require(annotations.exists(), f"{name}.annotations", paths.annotations, "a json or a folder that is there")
-    if not annotations.is_dir():
+        raise ConfigError(f"config.{name}.annotations is empty: name a json, a data.yaml or a folder{recipe}")
+    annotations, _ = split_of(paths.annotations)
+    wanted = "a json, a data.yaml or a folder that is there"
+    _require(annotations.exists(), f"{name}.annotations", paths.annotations, wanted)
+    if not annotations.is_dir() and (paths.images or annotations.suffix not in YAML):
         is_there = bool(paths.images) and Path(paths.images).is_dir()
         _require(is_there, f"{name}.images", paths.images, "the folder of the pictures, one that is there")
 

@@ -73,6 +73,10 @@ def test_paths_that_are_there(config, tmp_path):
         check_paths(config, mode)
     prepared = DatasetPaths(str(tmp_path / "photos"))
     check_paths(replace(config, data=replace(config.data, train=prepared, eval=prepared)), "train")
+    (tmp_path / "data.yaml").touch()
+    for annotations in ("data.yaml", "data.yaml:test", "photos:val"):
+        paths = DatasetPaths(str(tmp_path / annotations))
+        check_paths(replace(config, data=replace(config.data, train=paths, eval=paths)), "train")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,8 @@ def test_paths_that_are_there(config, tmp_path):
         ("data", "train", DatasetPaths(__file__, "none"), ["train"]),
         ("data", "train", DatasetPaths(__file__, ""), ["train"]),
         ("data", "train", DatasetPaths(), ["train"]),
+        ("data", "train", DatasetPaths(f"{__file__}:train", ""), ["train"]),
+        ("data", "train", DatasetPaths(f"{__file__}.none:train", "."), ["train"]),
         ("data", "mixture", (DatasetPaths("none.json"),), ["train"]),
         ("data", "eval", DatasetPaths("none.json"), ["train", "eval"]),
         ("data", "eval", DatasetPaths(__file__, __file__), ["train", "eval"]),

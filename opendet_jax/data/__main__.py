@@ -33,10 +33,16 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     prepare.add_argument("--dataset", required=True, choices=tuple(SOURCES), help="what it is (see below)")
-    prepare.add_argument("--annotations", required=True, type=Path, metavar="JSON", help="as downloaded")
-    prepare.add_argument("--images", required=True, type=Path, metavar="DIR", help="where its archives are unpacked")
+    prepare.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="as downloaded")
+    prepare.add_argument(
+        "--images", default="", metavar="DIR", help="where its archives are unpacked; a label_folder says it itself"
+    )
     prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to fill")
-    prepare.add_argument("--split", default="train", help="tfds's name for the images (default: train)")
+    prepare.add_argument(
+        "--split",
+        default="train",
+        help="tfds's name for the images, and the split that is read of a label_folder (default: train)",
+    )
     prepare.add_argument(
         "--name_field", default="", metavar="FIELD", help="of an annotation, with its names (default: see docs/data.md)"
     )

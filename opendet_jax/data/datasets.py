@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from absl import logging
 
-from opendet_jax.config import Config, ConfigError, DatasetPaths
+from opendet_jax.config import Config, ConfigError, DatasetPaths, split_of
 from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.formats.json_stream import AnnotationError, is_list
+from opendet_jax.data.formats.label_folders import label_form, read_labels
 from opendet_jax.data.formats.records import Dataset, Problems, Record
 from opendet_jax.data.formats.visual_genome import read_visual_genome
 from opendet_jax.data.plan import Mixture
@@ -34,8 +35,8 @@ def load_datasets(config: Config, workdir: str | Path) -> tuple[Mixture, Dataset
     warning a file. Where `data.eval` names no json, part of `data.train` is held out (`hold_out`).
 
     Raises:
-        ConfigError: a json is needed and not named.
-        AnnotationError: a json cannot be used, or nothing in it can be trained on.
+        ConfigError: annotations are needed and not named.
+        AnnotationError: annotations cannot be used, or nothing in them can be trained on.
     """
     data = config.data
     train = _training_json(config, workdir).first(data.train_limit)
@@ -63,10 +64,11 @@ def load_evaluation(config: Config, workdir: str | Path) -> Dataset:
 def read(paths: DatasetPaths, where: str) -> Dataset:
     """The data set of a section of the config, which `where` names. What its json has that cannot be used is logged."""
     if not paths.annotations:
-        raise ConfigError(f"config.{where}.annotations is empty: name a json in LVIS or COCO form")
-    dataset, problems = read_annotations(paths.annotations, paths.images, paths.name_field, paths.minival)
+        raise ConfigError(f"config.{where}.annotations is empty: name a json, a data.yaml or a folder")
+    split = "val" if where == "data.eval" else "train"
+    dataset, problems = read_annotations(paths.annotations, paths.images, paths.name_field, paths.minival, split)
     if problems.counts:
-        logging.warning("%s: %s", paths.annotations, problems)
+        logging.warning("%s: %s", dataset.annotations, problems)
     return dataset
 
 
@@ -281,16 +283,22 @@ def _scenes(annotations: Path) -> Dataset:
 
 
 def read_annotations(
-    annotations: str | Path, images: str | Path, name_field: str = "", minival: bool = False
+    annotations: str | Path, images: str | Path, name_field: str = "", minival: bool = False, split: str = "train"
 ) -> tuple[Dataset, Problems]:
     """A data set, and what in it could not be used.
 
     `annotations` is a json in the form of LVIS or COCO (see `read_json`), Visual Genome's objects.json with its
-    image_data.json beside it (`read_visual_genome`), or a folder that `python -m opendet_jax.data prepare` has written,
-    which holds its images itself. `name_field` and `minival` are for the first form only.
+    image_data.json beside it (`read_visual_genome`), a YOLO or a Pascal VOC folder (`read_labels`), or a folder that
+    `python -m opendet_jax.data prepare` has written, which holds its images itself. `name_field` and `minival` are for
+    the first form only; `split` is what is read of a YOLO or VOC folder, unless a split is named behind its path.
     Raises AnnotationError.
     """
-    path = Path(annotations)
+    path, named = split_of(annotations)
+    if form := label_form(path):
+        _refuse(path, f"in {form}'s form", name_field, minival)
+        return read_labels(annotations, images, split)
+    if named:
+        raise AnnotationError(f"{path}: has no splits, and so no {named!r}: YOLO and Pascal VOC folders have")
     if path.is_dir():
         _refuse(path, "a prepared folder", name_field, minival)
         return read_prepared(path), Problems()

@@ -22,6 +22,7 @@ MAX_PIXELS = DataConfig.max_pixels
 ORIENTATION = 0x0112  # the tag, in EXIF and in TIFF
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 SIGNED = 2  # a sample format
+PNG_METADATA = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # one of these where a PNG has an orientation
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,6 +84,29 @@ def has_size(path: Path, width: int, height: int) -> bool:
         return _whatever_is_warned_of(look)
     except Exception:
         return True
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `decode` makes of a file, by what stands before its pixels. Raises ImageError."""
+
+    def look() -> tuple[int, int]:
+        with path.open("rb") as opened, Image.open(opened) as file:
+            width, height = file.size
+            if file.format == "PNG":  # whose pixels Pillow decodes to look for metadata behind them
+                content = path.read_bytes()
+                if not any(mark in content for mark in PNG_METADATA):
+                    return width, height
+            if _orientation(file) <= 4:
+                return width, height
+        # Some TIFFs are turned by Pillow when they are opened, some when they are read, some never.
+        return decode(path, path).image.size if file.format == "TIFF" else (height, width)
+
+    try:
+        return _whatever_is_warned_of(look)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such image") from error
+    except Exception as error:  # decoders let anything out
+        raise ImageError(f"{path}: its size cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _whatever_is_warned_of(make: Callable[[], Made]) -> Made:

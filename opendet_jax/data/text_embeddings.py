@@ -6,7 +6,7 @@ Method: docs/method.md#5-aligner.
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,8 @@ from numpy import ndarray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from opendet_jax.config import DataConfig
+from opendet_jax.config import DataConfig, split_of
+from opendet_jax.data.formats.label_folders import label_form
 from opendet_jax.errors import InputError
 
 
@@ -163,7 +164,8 @@ def make_embedder(config: DataConfig, width: int, encoder: str = "") -> TextEmbe
 
 def table_command(config: DataConfig, encoder: str = "") -> str:
     """The command that makes a table of the config's names, in a file that is not there yet."""
-    sets = [paths for paths in (config.train, *config.mixture, config.eval) if paths.annotations]
+    evaluated = replace(config.eval, annotations=_with_split(config.eval.annotations, "val"))
+    sets = [paths for paths in (config.train, *config.mixture, evaluated) if paths.annotations]
     sources = dict.fromkeys((paths.annotations, paths.name_field) for paths in sets)  # each once
     if config.source == "json" and sources:
         fields = [field for _, field in sources]
@@ -178,3 +180,10 @@ def table_command(config: DataConfig, encoder: str = "") -> str:
         out, number = table.with_stem(f"{table.stem}_{number}"), number + 1
     words = ["python", "-m", "opendet_jax.weights", "embed-names", *named]
     return shlex.join([*words, "--encoder", encoder or "weights/clip", "--out", str(out)])
+
+
+def _with_split(annotations: str, split: str) -> str:
+    """With the split that is read of a YOLO or VOC folder, where none is named: embed-names would take another."""
+    path, named = split_of(annotations)
+    has_splits = label_form(path) == "YOLO" or (label_form(path) and (path / "ImageSets").is_dir())
+    return f"{annotations}:{split}" if annotations and has_splits and not named else annotations

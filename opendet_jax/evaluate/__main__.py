@@ -24,7 +24,11 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
         description="Score detections of any program: average precision, finding and naming apart, tables, pictures.",
     )
     top.add_argument(
-        "--annotations", required=True, type=Path, metavar="A", help="the truth: a json in the form of LVIS or COCO"
+        "--annotations",
+        required=True,
+        type=Path,
+        metavar="A",
+        help="the truth: a json in the form of LVIS or COCO, or a YOLO or VOC folder",
     )
     top.add_argument(
         "--predictions",

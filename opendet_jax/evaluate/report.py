@@ -49,7 +49,7 @@ def score_file(
         ResultsError: a prediction cannot be scored.
         ImageError: an image to be drawn cannot be read.
     """
-    dataset, truth, problems = read_truth(annotations, images or annotations.parent, minival)
+    dataset, truth, problems = read_truth(annotations, images, minival)
     category_ids = {category.id for category in dataset.categories}
     results = read_results(predictions, {record.image_id for record in dataset.records}, category_ids)
     if problems.counts:

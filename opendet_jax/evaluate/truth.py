@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
+from opendet_jax.config import split_of
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_stream import AnnotationError
-from opendet_jax.data.formats.lvis_form import lvis_form
+from opendet_jax.data.formats.label_folders import LEFT_OUT, UNREADABLE, label_form
+from opendet_jax.data.formats.lvis_form import is_described, lvis_form
 from opendet_jax.data.formats.records import Dataset, Problems, flag
 from opendet_jax.evaluate.greedy_matching import AREAS, AT_50, THRESHOLDS, TruthBoxes, within_areas
 from opendet_jax.evaluate.name_mapping import normalise_name
@@ -161,18 +163,20 @@ def lvis_truth(dataset: Dataset, strict: bool = False, problems: Problems | None
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_truth(annotations: Path, images: Path, minival: bool) -> tuple[Dataset, Content, Problems]:
+def read_truth(annotations: Path, images: Path | None, minival: bool) -> tuple[Dataset, Content, Problems]:
     """Annotations in any form of `read_annotations`, every one of which must be usable; what `lvis_truth` counted.
 
+    Of a YOLO or VOC folder it is the split "val" unless another is named, and what was counted in reading it.
     Raises AnnotationError.
     """
-    dataset, problems = read_annotations(annotations, images, minival=minival)
-    for kind in ("unknown image id", "unknown category id"):
+    root = images or ("" if label_form(split_of(annotations)[0]) else annotations.parent)
+    dataset, problems = read_annotations(annotations, root, minival=minival, split="val")
+    for kind in ("unknown image id", "unknown category id", UNREADABLE, LEFT_OUT):
         if kind in problems.counts:
             raise AnnotationError(f"{annotations}: {kind}: {problems.examples[kind][0]}")
     if not len(dataset):
         raise AnnotationError(f"{annotations}: there is no image to evaluate on")
-    problems = Problems()
+    problems = problems if is_described(dataset) else Problems()
     return dataset, lvis_truth(dataset, strict=True, problems=problems), problems
 
 

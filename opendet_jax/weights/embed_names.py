@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Float32, Int
 from tqdm import tqdm
 
 from opendet_jax.checkpoints.folder import TOKENIZER, load
-from opendet_jax.config import CLIPTextConfig
+from opendet_jax.config import CLIPTextConfig, split_of
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_source import readable_name
+from opendet_jax.data.formats.label_folders import label_form
 from opendet_jax.data.text_embeddings import table_key
 from opendet_jax.errors import WeightsError
 from opendet_jax.files import try_folder, write_json
@@ -226,8 +227,9 @@ def read_annotated(annotations: Sequence[str], fields: Sequence[str]) -> Listed:
     each = list(fields) if len(fields) == len(annotations) else [*fields, ""][:1] * len(annotations)
     names, notes = set(), []
     for path, field in zip(annotations, each, strict=True):
-        # No picture is opened: where they lie does not matter.
-        dataset, problems = read_annotations(path, Path(path).parent, field)
+        # Where pictures lie does not matter: none is opened, but for the sizes that YOLO's labels lack.
+        images = "" if label_form(split_of(path)[0]) else Path(path).parent
+        dataset, problems = read_annotations(path, images, field)
         found = dataset.names()
         names.update(found)
         notes.append(f"{path}: {len(found)} names in {len(dataset)} images")

@@ -383,8 +383,11 @@ def test_the_card_has_what_was_measured_of_its_step(hub, portable, tmp_path, cap
     write_json(run / "eval" / "lvis" / "metrics.json", {"dataset": "lvis", "step": 4, **measured})
     write_json(run / "eval" / "old" / "metrics.json", {"dataset": "old", "step": 2, **measured})
     write_json(run / "eval" / "scored" / "metrics.json", measured)
+    given = {"dataset": "lvis", "step": 4, "names": "given, chosen by language"}
+    write_json(run / "eval" / "lvis_given_by_language" / "metrics.json", given | measured)
     main(["push", str(run), "me/tiny", *PUSH])
     said = capsys.readouterr().out
+    assert f"{run / 'eval/lvis_given_by_language/metrics.json'} names are given, chosen by language" in said
     assert f"left out of the card: {run / 'eval/old/metrics.json'} is of step 2, the model of step 4" in said
     assert f"left out of the card: {run / 'eval/scored/metrics.json'} does not say of which step" in said
     found = ModelCard(hub.repositories["me/tiny"].at("main")[1]["README.md"].decode())

@@ -121,3 +121,43 @@ def generate_u(folder: Path) -> Path:
         {"id": 4, "image_id": 2, **box},
     ]
     return coco_json(folder / "train_from_objects.json", images, annotations, [{"id": 1, "name": "object"}])
+
+
+def yolo(folder: Path) -> Path:
+    """data.yaml, images and labels as Roboflow has them: a folder for each split, an upper-case ending, an empty label
+    file."""
+    lines = {
+        "train": ("1 0.5 0.5 0.25 0.4\n0 0.25 0.25 0.5 0.5\n", "", "0 0.5 0.5 1 1\n"),
+        "valid": ("1 0.3 0.4 0.2 0.2\n",),
+    }
+    for split, texts in lines.items():
+        for number, text in enumerate(texts):
+            write_image(folder / split / "images" / f"{number}.{('jpg', 'JPG')[number % 2]}", 40, 30, number)
+            label = folder / split / "labels" / f"{number}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(text)
+    splits = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    (folder / "data.yaml").write_text(f"{splits}\nnc: 2\nnames: ['person', 'bus_(vehicle)']\n")
+    return folder / "data.yaml"
+
+
+def pascal_voc(folder: Path) -> Path:
+    """A year of the devkit: Annotations, ImageSets, JPEGImages; one object is difficult."""
+    sets = folder / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (folder / "Annotations").mkdir()
+    for number, split in enumerate(("train", "train", "val"), 1):
+        name = f"2007_{number:06d}"
+        write_image(folder / "JPEGImages" / f"{name}.jpg", 40, 30, number)
+        objects = "".join(
+            f"<object><name>{called}</name><pose>Left</pose><truncated>0</truncated><difficult>{difficult}</difficult>"
+            f"<bndbox><xmin>{x}</xmin><ymin>1</ymin><xmax>{x + 9}</xmax><ymax>30</ymax></bndbox></object>"
+            for called, x, difficult in (("dog", 1, 0), ("pottedplant", 21, number % 2))
+        )
+        (folder / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><folder>VOC2007</folder><filename>{name}.jpg</filename><size><width>40</width>"
+            f"<height>30</height><depth>3</depth></size><segmented>0</segmented>{objects}</annotation>"
+        )
+        with (sets / f"{split}.txt").open("a") as file:
+            file.write(f"{name}\n")
+    return folder

@@ -448,3 +448,22 @@ def test_a_config_of_before_held_out_by_images():
     del saved["data"]["held_out_by"]
     assert parse_config(as_written(saved)).data.held_out_by == "images"
     assert parse_config(as_written(Config().to_dict())).data.held_out_by == "photographs"
+
+
+def test_a_label_folder_is_read_by_what_it_is_for(tmp_path):
+    """The split "train" to train on, "val" to evaluate on, each wherever none is named."""
+    yolo, voc = (DatasetPaths(str(make(tmp_path / make.__name__))) for make in (published.yolo, published.pascal_voc))
+    mixture, evaluation = load_datasets(Config(data=replace(DATA, train=yolo, mixture=(voc,), eval=yolo)), tmp_path)
+    assert [len(part.records) for part in mixture.parts] == [2, 2]
+    assert [record.path.parent.parent.name for record in evaluation.records] == ["valid"]
+    named = replace(voc, annotations=f"{voc.annotations}:train")
+    config = Config(data=replace(DATA, train=named, eval=voc))
+    assert [record.path.stem for record in load_evaluation(config, tmp_path).records] == ["2007_000003"]
+    held_out = load_evaluation(Config(data=replace(DATA, train=yolo)), tmp_path)
+    assert {record.path.parent.parent.name for record in held_out.records} == {"train"}
+
+
+def test_a_label_folder_in_batches(tmp_path):
+    data = replace(DATA, train=DatasetPaths(str(published.yolo(tmp_path))), flip_probability=0.0, max_name_tokens=20)
+    mixture, _ = load_datasets(Config(data=data), tmp_path)
+    assert set(names_seen(mixture, data, 3)) == {"person", "bus (vehicle)"}

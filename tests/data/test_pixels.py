@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageCms
 from opendet_jax.data import pixels
 from opendet_jax.data.formats.records import Record
 from opendet_jax.data.images import load_image, open_record
-from opendet_jax.data.pixels import MAX_PIXELS, ImageError, decode
+from opendet_jax.data.pixels import MAX_PIXELS, ImageError, decode, upright_size
 from tests.data.formats.test_fuzz import few as sweep
 
 HEIGHT, WIDTH = 12, 20
@@ -261,13 +262,15 @@ KINDS = (
 
 @pytest.mark.filterwarnings("ignore:Metadata Warning")
 @pytest.mark.parametrize(("number", "order", "kind"), [*itertools.product(range(1, 9), "<>", KINDS)])
-def test_orientations_of_every_type(number, order, kind):
+def test_orientations_of_every_type(tmp_path, number, order, kind):
     entry, tail = written(order, number, kind)
     content = io.BytesIO()
     SMOOTH.save(content, "PNG", exif=exif(order, [entry], tail))
     found = decode(content, "a.png")
     np.testing.assert_array_equal(np.asarray(found.image), UPRIGHT[number](RGB))
     assert found.orientation == number
+    (tmp_path / "a.png").write_bytes(content.getvalue())
+    assert upright_size(tmp_path / "a.png") == found.image.size
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535, float("nan"), 6.5, "up", b"", (), None])
@@ -287,6 +290,7 @@ def test_orientations_of_tiffs(tmp_path, number, order, kind):
         found = decode(source, "a.tif")
         np.testing.assert_array_equal(np.asarray(found.image), UPRIGHT[number](grey(WIDE >> 8)))
         assert found.orientation == number
+    assert upright_size(tmp_path / "a.tif") == found.image.size
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -298,6 +302,32 @@ def test_an_orientation_of_xmp_beside_exif_that_is_none(block):
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     SMOOTH.save(content, "WEBP", lossless=True, exif=block, xmp=xmp)
     np.testing.assert_array_equal(np.asarray(decode(content, "a").image), UPRIGHT[6](RGB))
+
+
+def test_the_size_is_known_without_the_pixels(tmp_path):
+    """Of a PNG too, of which Pillow reads the pixels to look for metadata; where there are such, they count."""
+    path = tmp_path / "a.png"
+    SMOOTH.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"a\.png: cannot be decoded"):
+        load_image(path)
+    assert upright_size(path) == (WIDTH, HEIGHT)
+    block = exif("<", [written("<", 6, "short")[0]]).removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + block
+    end = whole.index(b"IEND") - 4
+    late = whole[:end] + struct.pack(">L", len(block)) + chunk + struct.pack(">L", zlib.crc32(chunk)) + whole[end:]
+    path.write_bytes(late)
+    assert decode(path, path).image.size == upright_size(path) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_size_that_cannot_be_read(tmp_path, content):
+    with pytest.raises(ImageError, match=r"a\.png: no such image"):
+        upright_size(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.png: its size cannot be read"):
+        upright_size(tmp_path / "a.png")
 
 
 def test_orientation_set_by_a_caller():

@@ -14,6 +14,7 @@ from opendet_jax.data.__main__ import main
 from opendet_jax.data.formats.records import Category, Dataset, Record
 from opendet_jax.data.show import CELL, PADDING, describe, draw_summary, summarise
 from opendet_jax.drawing import GAP, colour_of
+from tests.data import published
 
 GREY = 100
 # How ml_collections loads a file.
@@ -103,6 +104,17 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         main(["show", f"--out={tmp_path / 'sheet.png'}", *arguments])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", [published.yolo, published.pascal_voc])
+def test_a_label_folder_from_the_command_line(tmp_path, capsys, form):
+    annotations, out = form(tmp_path / "set"), tmp_path / "sheet.png"
+    paths = [f"--config.data.{section}.annotations={annotations}" for section in ("train", "eval")]
+    main(["show", "--config=configs/coco_json.py", f"--out={out}", "--images=2", *paths])
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 training images\n")
+    assert f"{out}: 2 images, 3 objects, 2 names" in printed
+    assert out.is_file()
 
 
 def test_numbers_out_of_range(capsys):

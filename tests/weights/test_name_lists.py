@@ -15,6 +15,7 @@ from opendet_jax.errors import WeightsError
 from opendet_jax.weights import commands, embed_names
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.embed_names import read_annotated, read_names
+from tests.data import published
 
 CATEGORIES = [
     {"id": 1, "name": "bus_(vehicle)"},
@@ -168,3 +169,14 @@ def test_the_text_of_a_name_is_that_of_the_mapping():
 
     for name in ("cat", "bus (vehicle)"):
         assert embed_names.text_of(name) == class_text(name)
+
+
+def test_names_of_label_folders_are_those_of_the_split_that_is_read(tmp_path):
+    yolo, voc = str(published.yolo(tmp_path / "yolo")), str(published.pascal_voc(tmp_path / "voc"))
+    assert read_annotated([yolo], []).names == ["bus (vehicle)", "person"]
+    assert read_annotated([f"{yolo}:val"], []).names == ["bus (vehicle)"]
+    sets = (DatasetPaths(yolo), DatasetPaths(voc))
+    command = shlex.split(table_command(DataConfig(train=sets[0], mixture=(sets[1],), eval=sets[0])))
+    assert command[4:8] == ["--annotations", yolo, voc, f"{yolo}:val"]
+    command = shlex.split(table_command(DataConfig(train=sets[1], eval=DatasetPaths(f"{voc}:trainval"))))
+    assert command[4:7] == ["--annotations", voc, f"{voc}:trainval"]

@@ -1,8 +1,8 @@
-"""Where the pictures of a json lie below a folder, however their archives were unpacked."""
+"""Where the pictures of a data set lie below a folder: those of a json however their archives were unpacked."""
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -13,6 +13,9 @@ from opendet_jax.data.formats.records import Problems
 from opendet_jax.data.pixels import has_size
 
 VISUAL_GENOME = ("VG_100K", "VG_100K_2")  # its two archives
+PICTURES = frozenset(
+    ("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "png", "ppm", "tif", "tiff", "webp")
+)
 MEASURED = 10_000  # files found without their folders whose size is looked at; of more, an even sample
 
 
@@ -158,3 +161,83 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from entries
     except OSError:  # missing: every picture will say so
         return
+
+
+def files_below(folder: Path, endings: Collection[str] = PICTURES) -> list[Path]:
+    """Sorted. None whose name begins with a dot, as those that macOS leaves."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name[0] != "." and _ending(name) in endings]
+    return sorted(found)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text that are not empty, stripped, with their numbers. Raises AnnotationError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
+        if line := line.strip():
+            yield number, line
+
+
+def label_folder_of(folder: Path) -> Path:
+    """Of a folder of pictures: the one with "labels" for the last "images", where YOLO's labels lie so; or itself."""
+    parts = folder.parts
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        if os.path.isdir(Path(*parts[:last], "labels")):
+            return Path(*parts[:last], "labels", *parts[last + 1 :])
+    return folder
+
+
+def labels_of(pictures: Collection[Path]) -> list[Path]:
+    """Where the boxes of each picture are, by YOLO's rule."""
+    folders = {folder: label_folder_of(folder) for folder in {picture.parent for picture in pictures}}
+    return [folders[picture.parent] / f"{picture.stem}.txt" for picture in pictures]
+
+
+def labels_of_none(folders: Collection[Path], labels: Collection[Path]) -> list[Path]:
+    """Label files that belong to these folders of pictures, and are not those of their pictures."""
+    pairs = [(folder, label_folder_of(folder)) for folder in folders]
+    return sorted({file for folder, own in pairs if own != folder for file in files_below(own, ["txt"])} - {*labels})
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+class NamedPictures:
+    """Finds pictures by their names without endings, in several folders; each is looked into once."""
+
+    def __init__(self, folders: Sequence[Path], problems: Problems):
+        self._folders, self._problems = [Path(os.path.abspath(folder)) for folder in folders], problems
+        self._listed = cache(self._list)
+
+    def find(self, place: Path, file_name: str) -> Path:
+        """The picture of that name or, where there is none or several, the one that is called `file_name`.
+
+        Where it is in no folder, the path that it should have.
+        """
+        name = PurePosixPath(file_name.strip().replace("\\", "/")).name
+        folders = [folder / place.parent for folder in self._folders]
+        for folder in folders:
+            same = self._listed(folder).get(place.name, [])
+            if same:
+                if len(same) > 1 and name not in same:
+                    self._problems.add("several pictures of a name, the first taken", f"{folder}: {', '.join(same)}")
+                return folder / (name if name in same else same[0])
+        for folder in folders if _ending(name) in PICTURES else []:
+            if os.path.isfile(folder / name):
+                return folder / name
+        there = next((folder for folder in folders if os.path.isdir(folder)), folders[0])
+        return there / (name or f"{place.name}.jpg")
+
+    def _list(self, folder: Path) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(entry.name for entry in _entries(folder)):
+            if _ending(name) in PICTURES:
+                found[name.rpartition(".")[0]].append(name)
+        return found

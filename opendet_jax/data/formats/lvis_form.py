@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from opendet_jax.config import split_of
 from opendet_jax.data.formats.json_source import PARTS
 from opendet_jax.data.formats.json_stream import is_list, lists_of
+from opendet_jax.data.formats.label_folders import label_form
 from opendet_jax.data.formats.records import Dataset
 from opendet_jax.files import replacing
 
@@ -15,12 +17,16 @@ from opendet_jax.files import replacing
 def lvis_form(dataset: Dataset, root: Path | None = None) -> Iterator[tuple[str, Iterable[Any]]]:
     """The lists "categories", "images" and "annotations", each to be used before the next is asked for.
 
-    A json in LVIS's or COCO's form is given as it is (what cannot be used too), without segmentations. Visual Genome's
-    boxes and names are put into that form; `root` is the folder above its images.
+    A json in LVIS's or COCO's form is given as it is (what cannot be used too), without segmentations. The records of
+    other annotations are put into that form; `root` is the folder above their images.
     """
-    if is_list(dataset.annotations):
-        return _described(dataset, root)
-    return _copied(dataset)
+    return _described(dataset, root) if is_described(dataset) else _copied(dataset)
+
+
+def is_described(dataset: Dataset) -> bool:
+    """Whether `lvis_form` is made of the records: the annotations are not in that form themselves."""
+    path, _ = split_of(dataset.annotations)
+    return bool(label_form(path)) or is_list(path)
 
 
 def write_annotations(dataset: Dataset, root: Path, out: Path) -> None:
@@ -88,4 +94,14 @@ def _boxes(dataset: Dataset) -> Iterator[dict[str, Any]]:
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "area": (x1 - x0) * (y1 - y0),
                 "names": list(names),
+            }
+        for (x0, y0, x1, y1), category_id in record.ignored:
+            number += 1
+            yield {
+                "id": number,
+                "image_id": record.image_id,
+                "category_id": category_id,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 1,
             }

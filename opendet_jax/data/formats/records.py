@@ -1,8 +1,9 @@
 """A data set in memory: where each image lies, and its boxes with their names; and how annotations become that."""
 
+import hashlib
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -39,6 +40,13 @@ class Stored(NamedTuple):
     number: int
 
 
+class Ignored(NamedTuple):
+    """A box that an evaluation neither looks for nor takes for a mistake, as a crowd region of a json."""
+
+    corners: Corners
+    category_id: int
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Record:
     image_id: int
@@ -49,11 +57,12 @@ class Record:
     names: tuple[tuple[str, ...], ...]  # one or more per box
     category_ids: Int64[ndarray, "n"]
     stored: Stored | None = None
+    ignored: tuple[Ignored, ...] = ()  # of annotations that are not in a json, where the truth has its own
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    annotations: Path  # the json it was read from, or that of a prepared folder
+    annotations: Path  # the json it was read from, or that of a prepared folder; or a label folder with ":split"
     records: tuple[Record, ...]
     categories: tuple[Category, ...]
 
@@ -110,12 +119,13 @@ class Names:
 class AnnotationReader:
     """What has been read of one picture."""
 
-    __slots__ = ("_categories", "_corners", "height", "names", "path", "width")
+    __slots__ = ("_categories", "_corners", "_ignored", "height", "names", "path", "width")
 
     def __init__(self, path: Path, width: int, height: int):
         self.path, self.width, self.height = path, width, height
         self._corners, self._categories = array("f"), array("q")
         self.names: list[tuple[str, ...]] = []
+        self._ignored: tuple[tuple[str, Corners, int], ...] = ()
 
     def add(self, bbox: Any, names: tuple[str, ...], category_id: int, problems: Problems, label: str) -> None:
         """Keeps the box (x, y, width, height in pixels) clipped to the picture, or says in `problems` why not."""
@@ -125,20 +135,48 @@ class AnnotationReader:
         x, y, w, h = numbers
         if w <= 0 or h <= 0:
             return problems.add("box without area", f"{label}: {bbox}")
-        limits = (0.0, 0.0, float(self.width), float(self.height))
-        wanted = (x, y, x + w, y + h)
-        clipped = (max(x, 0.0), max(y, 0.0), min(wanted[2], limits[2]), min(wanted[3], limits[3]))
+        return self._keep((x, y, x + w, y + h), names, category_id, problems, f"{label}: {bbox}", ignored=False)
+
+    def add_corners(
+        self,
+        corners: Corners,
+        names: tuple[str, ...],
+        category_id: int,
+        problems: Problems,
+        said: str,
+        ignored: bool = False,
+    ) -> None:
+        """`add` for x0, y0, x1, y1 in pixels; `said` is how messages give the box. `ignored`: see `Record`."""
+        if not all(map(math.isfinite, corners)):
+            return problems.add("box is not four finite numbers", said)
+        if corners[2] <= corners[0] or corners[3] <= corners[1]:
+            return problems.add("box without area", said)
+        return self._keep(corners, names, category_id, problems, said, ignored)
+
+    def _keep(
+        self, wanted: Corners, names: tuple[str, ...], category_id: int, problems: Problems, said: str, ignored: bool
+    ) -> None:
+        x0, y0, x1, y1 = wanted
+        clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, float(self.width)), min(y1, float(self.height)))
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            return problems.add("box outside its image", f"{label}: {bbox} in {self.width}×{self.height}")
+            return problems.add("box outside its image", f"{said} in {self.width}×{self.height}")
         corners = array("f", clipped)
         if corners[2] <= corners[0] or corners[3] <= corners[1]:  # thinner than float32 can tell
-            return problems.add("box without area", f"{label}: {bbox}")
+            return problems.add("box without area", said)
         if clipped != wanted:
-            problems.add("box clipped to its image", f"{label}: {bbox} in {self.width}×{self.height}")
+            problems.add("box clipped to its image", f"{said} in {self.width}×{self.height}")
+        if ignored:
+            problems.add("difficult object, as a crowd region", said)
+            self._ignored += ((names[0], clipped, category_id),)
+            return None
         self._corners.extend(corners)
         self.names.append(names)
         self._categories.append(category_id)
         return None
+
+    def every_name(self) -> set[str]:
+        """Of its boxes, and of those that are ignored."""
+        return {name for names in self.names for name in names}.union(name for name, _, _ in self._ignored)
 
     def record(self, image_id: int, category_of: Mapping[str, int] | None = None) -> Record:
         """The picture's record. `category_of` replaces each box's category by that of its first name."""
@@ -154,7 +192,22 @@ class AnnotationReader:
             boxes=np.array(self._corners, np.float32).reshape(-1, 4),
             names=tuple(self.names),
             category_ids=categories,
+            ignored=tuple(
+                Ignored(corners, category_of[name] if category_of else category_id)
+                for name, corners, category_id in self._ignored
+            ),
         )
+
+
+def image_id_of(place: str, taken: Container[int]) -> int:
+    """An id for the picture at a place in its folder: the same in every copy of it, whatever is added to it.
+
+    Below 2⁵², which every reader of json can hold; the next that is not `taken`.
+    """
+    number = int.from_bytes(hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()[:8]) >> 12
+    while number in taken:
+        number += 1
+    return number
 
 
 def _finite(bbox: Any) -> Corners | None:

@@ -100,7 +100,11 @@ class CocoJson(DetectionBuilder, skip_registration=True):
     name = "coco_json"
 
 
-BUILDERS = {builder.name: builder for builder in (VisualGenome, LvisV1, Coco2017, Objects365V2, CocoJson)}
+class LabelFolder(DetectionBuilder, skip_registration=True):
+    name = "label_folder"
+
+
+BUILDERS = {builder.name: builder for builder in (VisualGenome, LvisV1, Coco2017, Objects365V2, LabelFolder, CocoJson)}
 
 
 def example(record: Record, max_pixels: int) -> Example:

@@ -130,8 +130,8 @@ def read_prepared(folder: Path) -> Dataset:
         if (folder / WORK).is_dir():
             raise AnnotationError(f"{folder}: is not complete yet: run the command that prepares it again")
         raise AnnotationError(
-            f"{folder}: is a folder, and not one that `python -m opendet_jax.data prepare` has written; "
-            "annotations are such a folder or a json"
+            f"{folder}: is a folder, and not one that `python -m opendet_jax.data prepare` has written, nor YOLO's "
+            "with a data.yaml, nor Pascal VOC's with Annotations or xml files; other annotations are a json"
         )
     try:
         with (folder / INDEX).open("rb") as file, np.load(file) as index:

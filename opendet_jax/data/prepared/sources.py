@@ -37,5 +37,6 @@ SOURCES = {
         "annotations CC BY 4.0; each photograph its own",
         "Shao et al.: Objects365: A Large-Scale, High-Quality Dataset for Object Detection, 2019",
     ),
+    "label_folder": Source("a YOLO folder (data.yaml) or a Pascal VOC folder", "", "", ""),
     "coco_json": Source("any json in the form of COCO or LVIS", "", "", ""),
 }

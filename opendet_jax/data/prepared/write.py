@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from opendet_jax.config import split_of
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_stream import is_list
+from opendet_jax.data.formats.label_folders import label_form
 from opendet_jax.data.formats.lvis_form import write_annotations
-from opendet_jax.data.formats.records import Category, Dataset, Problems, Record
+from opendet_jax.data.formats.records import Dataset, Problems, Record
 from opendet_jax.data.images import why_missing
 from opendet_jax.data.pixels import MAX_PIXELS
 from opendet_jax.data.prepared.builders import BUILDERS, DetectionBuilder
@@ -42,7 +44,7 @@ class Job:
 
     data_set: str
     annotations: Path
-    images: Path
+    images: str | Path  # may be empty where the annotations say where the pictures lie
     out: Path
     split: str = "train"
     name_field: str = ""
@@ -62,10 +64,10 @@ def prepare(job: Job, workers: int = 0, progress: bool = True) -> dict[str, Any]
         PrepareError: no image can be read, the disk is full, it was interrupted, or the folder holds something else.
     """
     _check_job(job)
-    dataset, problems = read_annotations(job.annotations, job.images, job.name_field, job.minival)
+    dataset, problems = read_annotations(job.annotations, job.images, job.name_field, job.minival, job.split)
     if not dataset.records:
         raise PrepareError(f"{job.annotations}: there is no image")
-    root = job.annotations if job.annotations.is_dir() else job.images
+    root = _root(job, dataset)
     step = job.images_per_shard or min(max(-(-len(dataset) // SHARDS), FEWEST), MOST)
     plan = {
         "data_set": job.data_set,
@@ -77,14 +79,14 @@ def prepare(job: Job, workers: int = 0, progress: bool = True) -> dict[str, Any]
         plan["max_pixels"] = job.max_pixels
     if (job.out / COMPLETE).is_file():
         return _completed(job.out, plan)
-    _look_for_images(dataset.records, job.images)
+    _look_for_images(dataset.records, root)
     shards = [dataset.records[i : i + step] for i in range(0, len(dataset), step)]
     builder = BUILDERS[job.data_set](shards, job.split, job.out, job.max_pixels)
     preparation = Preparation(job.out, plan)
     try:
         with preparation.begun():
             notes = write_shards(builder, preparation, workers or _cores(), progress)
-            return _finish(job, root, builder, preparation, notes, problems, dataset.categories)
+            return _finish(job, root, builder, preparation, notes, problems, dataset)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise _ended(preparation, len(shards), "the disk is full" if full else str(error)) from error
@@ -97,6 +99,12 @@ def _check_job(job: Job) -> None:
         raise PrepareError(
             f"split {job.split!r}: must be letters, digits and _, and not 'all', which is tfds's own word"
         )
+    if (form := label_form(split_of(job.annotations)[0])) and job.data_set != "label_folder":
+        raise PrepareError(f"{job.annotations}: is in {form}'s form, which --dataset label_folder is for")
+    if job.data_set == "label_folder" and not form:
+        raise PrepareError(f"{job.annotations}: is neither a YOLO nor a Pascal VOC folder")
+    if not job.images and job.annotations.is_file() and not form:
+        raise PrepareError(f"{job.annotations}: is a json, and needs the folder of its images: --images DIR")
     if job.annotations.is_file() and is_list(job.annotations) and job.data_set != "visual_genome":
         raise PrepareError(f"{job.annotations}: is in Visual Genome's form, and not {job.data_set}")
 
@@ -108,7 +116,7 @@ def _finish(
     preparation: Preparation,
     notes: Sequence[Note],
     problems: Problems,
-    categories: tuple[Category, ...],
+    read: Dataset,
 ) -> dict[str, Any]:
     """Everything beside the shards, of the images that they hold."""
     left_out = [
@@ -118,10 +126,10 @@ def _finish(
     ]
     kept = tuple(shard[i] for shard, note in zip(builder.shards, notes, strict=True) for i in note.stored)
     if not kept:
-        raise PrepareError(f"{job.images}: none of the {len(left_out)} images can be read: {left_out[0]['reason']}")
-    dataset = Dataset(_json_of(job.annotations), kept, categories)
+        raise PrepareError(f"{root}: none of the {len(left_out)} images can be read: {left_out[0]['reason']}")
+    dataset = Dataset(read.annotations, kept, read.categories)
     with replacing(job.out / INDEX) as part, part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **pack(kept, categories, root))
+        np.savez(file, allow_pickle=False, **pack(kept, read.categories, root))
     write_annotations(dataset, root, job.out / ANNOTATIONS)
     draw_summary(dataset, job.data_set, job.out / PICTURE)
     found = {
@@ -147,8 +155,11 @@ def _finish(
     return found
 
 
-def _json_of(annotations: Path) -> Path:
-    return annotations / ANNOTATIONS if annotations.is_dir() else annotations
+def _root(job: Job, dataset: Dataset) -> Path:
+    """The folder that all pictures lie in."""
+    if label_form(split_of(job.annotations)[0]):
+        return Path(os.path.commonpath([record.path.parent for record in dataset.records]))
+    return job.annotations if job.annotations.is_dir() else Path(job.images)
 
 
 def _completed(out: Path, plan: dict[str, Any]) -> dict[str, Any]:

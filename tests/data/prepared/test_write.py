@@ -24,6 +24,7 @@ from opendet_jax.data.prepared.builders import BUILDERS
 from opendet_jax.data.prepared.shards import PrepareError
 from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.data.prepared.write import Job, prepare
+from opendet_jax.evaluate.truth import Truth, lvis_truth
 from tests.data import published
 
 
@@ -67,6 +68,7 @@ def test_every_data_set_comes_back_as_it_was(tmp_path):
         "lvis_v1": (published.lvis(tmp_path / "lvis"), tmp_path / "lvis", True),
         "coco_2017": (published.coco(tmp_path / "coco"), tmp_path / "coco/val2017", False),
         "objects365_v2": (published.objects365(tmp_path / "o365", "{patch}/{name}"), tmp_path / "o365", False),
+        "label_folder": (published.yolo(tmp_path / "yolo"), tmp_path / "yolo" / "train" / "images", False),
         "coco_json": (published.generate_u(tmp_path / "any"), tmp_path / "any", False),
     }
     assert set(sources) == set(SOURCES) == set(BUILDERS)
@@ -93,6 +95,33 @@ def test_annotations_keep_what_evaluation_needs(tmp_path):
     assert written["images"] == [image for image in original["images"] if image["id"] != 2]
     kept = [annotation for annotation in original["annotations"] if annotation["image_id"] != 2]
     assert written["annotations"] == [{k: v for k, v in a.items() if k != "segmentation"} for a in kept]
+
+
+def test_a_split_of_a_label_folder_with_what_evaluation_ignores(tmp_path):
+    """Pictures are found without --images; difficult objects are in the truth, as crowd regions."""
+    voc = published.pascal_voc(tmp_path / "VOC2007")
+    found = prepare(Job("label_folder", voc, "", tmp_path / "out", split="val"), progress=False)
+    assert (found["images"], found["boxes"]) == (1, 1)
+    assert found["problems"]["difficult object, as a crowd region"]["count"] == 1
+    truth, _ = read_annotations(tmp_path / "out", "")
+    assert_same(truth, read_annotations(voc, "", split="val")[0])
+    [image] = Truth(lvis_truth(truth)).images.values()
+    assert image.objects.crowd.tolist() == [False, True]
+    assert image.objects.boxes.tolist() == [[0, 0, 10, 30], [20, 0, 10, 30]]
+    named = prepare(Job("label_folder", tmp_path / "VOC2007:train", "", tmp_path / "named"), progress=False)
+    assert (named["images"], named["boxes"]) == (2, 3)
+
+
+def test_what_is_prepared_is_of_the_form_that_is_named(tmp_path):
+    label_folder, json_file = published.yolo(tmp_path / "yolo"), published.coco(tmp_path / "coco")
+    for data_set, annotations, message in (
+        ("coco_json", label_folder, "is in YOLO's form, which --dataset label_folder is for"),
+        ("label_folder", json_file, "is neither a YOLO nor a Pascal VOC folder"),
+        ("coco_2017", json_file, "is a json, and needs the folder of its images: --images DIR"),
+    ):
+        with pytest.raises(PrepareError, match=f"{annotations.name}: {message}"):
+            prepare(Job(data_set, annotations, "", tmp_path / "out"), progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_tfds_reads_it(tmp_path):
