@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opendet_jax.config import DataConfig
 from opendet_jax.config_files import at_least
-from opendet_jax.data.prepared.sources import SOURCES
+from opendet_jax.data.prepared.read import SOURCES
 from opendet_jax.errors import InputError
 
 PROGRAM = "python -m opendet_jax.data"

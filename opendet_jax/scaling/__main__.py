@@ -19,9 +19,8 @@ from opendet_jax.config_files import at_least, config_from_arguments, config_has
 from opendet_jax.errors import InputError
 from opendet_jax.files import write_json
 from opendet_jax.parallel.mesh import AXES, batch_shards, check_batch, make_mesh
-from opendet_jax.scaling.collectives import collectives, summary
 from opendet_jax.scaling.machines import MACHINES, Machine, bound, describe
-from opendet_jax.scaling.program import Program, TooLargeError, compile_step, largest_bucket
+from opendet_jax.scaling.program import Program, TooLargeError, collectives, compile_step, largest_bucket, summary
 
 MIB = 2**20
 LEVELS = ("O0", "O1", "O2", "O3")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opendet_jax.scaling.collectives import Array, Collective, collectives, summary
+from opendet_jax.scaling.program import Array, Collective, collectives, summary
 
 PROGRAM = """HloModule step
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opendet_jax.scaling.collectives import Collective, collectives
+from opendet_jax.scaling.program import Collective, collectives
 from tests.reliability.programs import free_port
 
 pytestmark = pytest.mark.slow  # minutes

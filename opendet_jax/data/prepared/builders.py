@@ -15,8 +15,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from opendet_jax.data.formats.records import Record
 from opendet_jax.data.images import decode_record, encoded
 from opendet_jax.data.pixels import MAX_PIXELS
-from opendet_jax.data.prepared.read import PICTURE
-from opendet_jax.data.prepared.sources import SOURCES
+from opendet_jax.data.prepared.read import PICTURE, SOURCES
 
 Example = Mapping[str, Any]
 

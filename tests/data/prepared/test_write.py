@@ -21,8 +21,8 @@ from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.data.images import ImageError, open_record
 from opendet_jax.data.prepared import shards as shards_module
 from opendet_jax.data.prepared.builders import BUILDERS
+from opendet_jax.data.prepared.read import SOURCES
 from opendet_jax.data.prepared.shards import PrepareError
-from opendet_jax.data.prepared.sources import SOURCES
 from opendet_jax.data.prepared.write import Job, prepare
 from opendet_jax.evaluate.truth import Truth, lvis_truth
 from tests.data import published
