@@ -8,21 +8,20 @@ Method: docs/method.md#13-evaluation.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
 from opendet_jax.config import Config
-from opendet_jax.model.encoder import Memory
-from opendet_jax.model.neck import Features
-from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import nms, to_corners
+
+if TYPE_CHECKING:
+    from flax import linen as nn  # what runs exported programs does without
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class _Candidates(NamedTuple):
 
 
 Suppression = tuple[float | Float[Array, ""], int | Int[Array, ""]]  # a Selection's nms_iou and nms_above
-Encoded = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
+Encoded = tuple[Any, Any, Any]  # Features, Memory and Queries: what the model's first half says of a batch of images
 
 
 def slots_for(valid: Bool[np.ndarray, "B Q"], sizes: Sequence[int]) -> int:
@@ -74,7 +73,7 @@ class Inference:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         params: Any,
         config: Config,
         decode: Callable[[np.ndarray], str],
@@ -120,11 +119,7 @@ class Inference:
 
         `sizes` are the (height, width) of the original images, the frame of the boxes returned.
         """
-        encoded = self._encode(self.params, self.place(images))
-        slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
-        suppression = (selection.nms_iou, selection.nms_above)
-        candidates = self._decode_queries(self.params, suppression, encoded, slots=slots)
-        corners, scores, kept, prompts = jax.device_get(candidates)
+        corners, scores, kept, prompts = self._detect(images, selection)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
             for place in range(len(sizes))
@@ -139,6 +134,13 @@ class Inference:
             start = own.stop
         return found
 
+    def _detect(self, images: Images, selection: Selection) -> tuple[np.ndarray, ...]:
+        """_Candidates, on the host."""
+        encoded = self._encode(self.params, self.place(images))
+        slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
+        suppression = (selection.nms_iou, selection.nms_above)
+        return jax.device_get(self._decode_queries(self.params, suppression, encoded, slots=slots))
+
     def _first_half(self, params: Any, images: Images) -> Encoded:
         encoded: Any = self.model.apply({"params": params}, images, deterministic=True, method="encode")
         return encoded
@@ -152,7 +154,7 @@ class Inference:
         params, (nms_iou, nms_above) = given
         detected: Any = self.model.apply({"params": params}, *encoded, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
-        scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
+        scores = jax.nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid = detected.queries.valid
         alone = jax.vmap(partial(nms, iou_threshold=nms_iou))(corners, scores, valid)
         crowded = jnp.sum(valid, axis=1, keepdims=True) > nms_above

@@ -4,21 +4,21 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
 
-import flax.linen as nn
 import numpy as np
 
 from opendet_jax.batch import Images
-from opendet_jax.checkpoints.restore import restore
 from opendet_jax.compilation import enable_cache
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import ImageLike, load_image
 from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.data.transforms import choose, evaluation_geometry, fit, pad, transform_pixels
 from opendet_jax.inference import Inference, Selection
-from opendet_jax.model.opendet import OpenDet
 from opendet_jax.predict.detections import Detections
+
+if TYPE_CHECKING:
+    from flax import linen as nn
 
 _DEFAULTS = PredictConfig()
 
@@ -30,7 +30,7 @@ class Detector:
     (`config.data.buckets`), each number of query slots and each size of naming's chunks (`config.eval`).
     """
 
-    def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
+    def __init__(self, model: "nn.Module", params: Any, config: Config, decode: Callable[[np.ndarray], str]):
         self.config = config
         self._inference = Inference(model, params, config, decode)
 
@@ -106,6 +106,10 @@ def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
 
     Raises CheckpointError where there is none.
     """
+    # Here, as both need Flax, and what runs exported programs has none.
+    from opendet_jax.checkpoints.restore import restore
+    from opendet_jax.model.opendet import OpenDet
+
     enable_cache()
     config, params, _ = restore(Path(folder), checkpoint)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
