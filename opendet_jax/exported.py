@@ -139,9 +139,9 @@ def _write_tokenizer(config: Config, folder: Path) -> None:
 
 
 def _same(tokenizer: Tokenizer, copy: Tokenizer) -> bool:
-    """Whether the copy needs no transformers and spells every token as the original does, also behind another one."""
-    pairs = ([7, token] for token in range(tokenizer.size))
-    return isinstance(copy, T5Tokenizer) and all(tokenizer.decode(pair) == copy.decode(pair) for pair in pairs)
+    """Whether the copy needs no transformers and spells every token as the original does."""
+    some = [range(start, min(start + 100, tokenizer.size)) for start in range(0, tokenizer.size, 100)]
+    return isinstance(copy, T5Tokenizer) and all(tokenizer.decode(tokens) == copy.decode(tokens) for tokens in some)
 
 
 def _write_programs(
