@@ -263,3 +263,36 @@ def test_a_tokenizer_that_only_transformers_reads_is_refused(data_folder, tmp_pa
     monkeypatch.setattr(exported, "load_tokenizer", lambda name, size: theirs)
     with pytest.raises(tokenizers.TokenizerError, match="cannot be read without transformers"):
         exported._write_tokenizer(config, tmp_path / TOKENIZER)
+
+
+PAPERS = """
+import jax
+from configs.swin_t import get_config
+from flax.traverse_util import flatten_dict
+from opendet_jax import exported
+from opendet_jax.config_files import parse_config
+from opendet_jax.model.opendet import OpenDet, init_params
+
+config = parse_config(get_config())
+model = OpenDet(config.model, config.ablation)
+params = flatten_dict(jax.eval_shape(lambda: init_params(model, jax.random.key(0))), sep="/")
+params = {name: leaf for name, leaf in params.items() if not name.startswith(exported.TRAINING)}
+print(sum(leaf.size * 4 for leaf in params.values()) / 2**20)
+for file, written in exported._programs(config, params, None).items():
+    print(file, len(exported._export(written)) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_the_papers_model():
+    """Of its shapes alone: no number of it is needed to write its programs."""
+    done = subprocess.run([sys.executable, "-c", PAPERS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    parameters, *files = done.stdout.splitlines()
+    assert 1200 < float(parameters) < 1300
+    assert [line.split()[0] for line in files] == [
+        *map(file_of, ((800, 1344), (1344, 800), (1088, 1088))),
+        NAMING,
+    ]
+    assert all(float(line.split()[1]) < 2 for line in files)
