@@ -88,11 +88,12 @@ def write(source: Path | str, out: Path, batch_size: int | None = None) -> None:
     _check_free(out)
     _require("flatbuffers")
     config, params, step = restore(source)
+    place = Path(os.path.abspath(out))  # "." has no name
     if batch_size:
         config = replace(config, eval=replace(config.eval, naming_chunks=config.eval.naming_chunks[:1]))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as parent:
-            part = Path(parent) / out.name
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as parent:
+            part = Path(parent) / place.name
             part.mkdir()
             _write_tokenizer(config, part / TOKENIZER)
             parameters, described = _write_programs(config, params, batch_size, part)
@@ -102,7 +103,7 @@ def write(source: Path | str, out: Path, batch_size: int | None = None) -> None:
             about |= {"platforms": PLATFORMS, "batch_size": batch_size, "programs": described}
             write_json(part / PROGRAMS, {**about, "config": config.to_dict()})
             intact.write_manifest(part)
-            os.replace(part, out)
+            os.replace(part, place)
     except (OSError, SafetensorError) as error:
         raise ProgramError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
@@ -112,7 +113,7 @@ def _check_free(out: Path) -> None:
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
             raise ProgramError(f"{out}: is there already; give another folder")
         try_folder(out)
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        Path(os.path.abspath(out)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ProgramError(f"{out}: no programs can be written there: {error.strerror}") from error
 
@@ -226,13 +227,10 @@ class _Programs(Inference):
     """Inference whose two halves are programs that were read from files."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], config: Config, decode: Callable[[np.ndarray], str]):
-        every = load_file(folder / PARAMETERS)
-        params = {
-            file: {name: every[name] for name in program["parameters"]} for file, program in about["programs"].items()
-        }
-        super().__init__(cast(Any, None), params, config, decode)
+        super().__init__(cast(Any, None), load_file(folder / PARAMETERS), config, decode)
+        self._named = {file: program["parameters"] for file, program in about["programs"].items()}
         self._programs = {file: jax.jit(_read_program(folder / file, about)) for file in about["programs"]}
-        self._generate = lambda params, prompts: self._programs[NAMING](params[NAMING], prompts)
+        self._generate = lambda _, prompts: self._run(NAMING, prompts)
         self._batch_size = about["batch_size"]
 
     def _detect(self, images: Images, selection: Selection) -> tuple[np.ndarray, ...]:
@@ -245,8 +243,11 @@ class _Programs(Inference):
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             batch = self.place((np.asarray(images.pixels)[rows], np.asarray(images.mask)[rows]))
-            parts.append(jax.device_get(self._programs[file](self.params[file], *batch, *settings)))
+            parts.append(jax.device_get(self._run(file, *batch, *settings)))
         return tuple(np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+
+    def _run(self, file: str, *inputs: Any) -> Any:
+        return self._programs[file]({name: self.params[name] for name in self._named[file]}, *inputs)
 
 
 class _Exported(Detector):
