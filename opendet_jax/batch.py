@@ -3,12 +3,15 @@
 Letters (B, H, W, G, T, E, …) are those of docs/method.md#letters. Masks are True on what is real.
 """
 
-from flax import struct
+from dataclasses import dataclass
+
+from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from numpy import ndarray
 
 
-@struct.dataclass
+@register_dataclass
+@dataclass(frozen=True)
 class Objects:
     """The named boxes of each image, padded to G. What a slot holds where `valid` is False influences nothing."""
 
@@ -18,7 +21,8 @@ class Objects:
     tokens: Int[Array | ndarray, "B G T"]  # the name, ending in </s> (1), then padding (0)
 
 
-@struct.dataclass
+@register_dataclass
+@dataclass(frozen=True)
 class Images:
     """Padded photographs. Pixels under a False mask influence nothing: the model zeroes them after normalising."""
 
@@ -26,7 +30,8 @@ class Images:
     mask: Bool[Array | ndarray, "B H W"]  # True on the photograph, False on the padding right and below
 
 
-@struct.dataclass
+@register_dataclass
+@dataclass(frozen=True)
 class Batch:
     images: Images
     objects: Objects

@@ -10,7 +10,7 @@ Letters: N names, E text width.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from absl import logging
@@ -18,10 +18,8 @@ from jaxtyping import Float32, Int
 from numpy import ndarray
 
 from opendet_jax.config import Config
-from opendet_jax.data.text_embeddings import make_embedder
 from opendet_jax.data.tokenizer import END, PADDING, load_tokenizer
 from opendet_jax.errors import InputError
-from opendet_jax.model.beam_search import Trie, make_trie
 
 By: TypeAlias = Literal["language", "alignment"]
 LISTED = 5  # names in a message
@@ -40,7 +38,7 @@ class SpelledNames:
     """Names that the name generator chooses from."""
 
     names: tuple[str, ...]
-    trie: Trie
+    trie: Any  # a Trie
     name_of: dict[tuple[int, ...], str]  # by its tokens, without </s>
     length_of: dict[str, int]  # of each name its tokens, </s> included
     most_tokens: int  # of the longest, rounded up
@@ -79,6 +77,8 @@ def written_names(text: str) -> list[str] | None:
 
 
 def _aligned(names: tuple[str, ...], config: Config) -> AlignedNames:
+    from opendet_jax.data.text_embeddings import make_embedder  # which what runs exported programs does without
+
     rows = make_embedder(config.data, config.model.text_width, config.eval.text_encoder).embed(names)
     texts = np.zeros((1 << (len(names) - 1).bit_length(), config.model.text_width), np.float32)
     texts[: len(names)] = rows
@@ -86,6 +86,8 @@ def _aligned(names: tuple[str, ...], config: Config) -> AlignedNames:
 
 
 def _spelled(names: tuple[str, ...], config: Config) -> SpelledNames:
+    from opendet_jax.model.beam_search import make_trie  # as above
+
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     name_of: dict[tuple[int, ...], str] = {}
     unwritable = []

@@ -8,23 +8,24 @@ Method: docs/method.md#13-evaluation.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
 from opendet_jax.config import Config
 from opendet_jax.given_names import AlignedNames, GivenNames, SpelledNames
-from opendet_jax.model.beam_search import Trie
-from opendet_jax.model.encoder import Memory
-from opendet_jax.model.neck import Features
-from opendet_jax.model.query_selection import Queries
 from opendet_jax.ops.boxes import nms, to_corners
+
+if TYPE_CHECKING:
+    from flax import linen as nn  # what runs exported programs does without
+
+    from opendet_jax.model.beam_search import Trie
+    from opendet_jax.model.encoder import Memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _Candidates(NamedTuple):
 
 # A Selection's nms_iou and nms_above; the embeddings of given names, if the aligner is to compare them
 Asked = tuple[tuple[float | Float[Array, ""], int | Int[Array, ""]], Float[Array | np.ndarray, "N E"] | None]
-Encoded = tuple[Features, Memory, Queries]  # what the model's first half says of a batch of images
+Encoded = tuple[Any, Any, Any]  # Features, Memory and Queries: what the model's first half says of a batch of images
 
 
 def slots_for(valid: Bool[np.ndarray, "B Q"], sizes: Sequence[int]) -> int:
@@ -79,7 +80,7 @@ class Inference:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         params: Any,
         config: Config,
         decode: Callable[[np.ndarray], str],
@@ -132,11 +133,7 @@ class Inference:
         `sizes` are the (height, width) of the original images, the frame of the boxes returned. `given`: the names to
         choose from; the score of an object is then also how well the best of them fits (given_names.py).
         """
-        encoded = self._encode(self.params, self.place(images))
-        slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
-        asked = (selection.nms_iou, selection.nms_above), given.texts if isinstance(given, AlignedNames) else None
-        candidates = jax.device_get(self._decode_queries(self.params, asked, encoded, slots=slots))
-        corners, scores, kept = candidates.corners, candidates.scores, candidates.kept
+        corners, scores, kept, prompts, agreement, agreed = self._detect(images, selection, given)
         chosen = [
             _best(scores[place], kept[place], selection.min_score, selection.max_detections)
             for place in range(len(sizes))
@@ -144,10 +141,10 @@ class Inference:
         images_of = np.repeat(np.arange(len(sizes)), [len(queries) for queries in chosen])
         rows = (images_of, np.concatenate(chosen))
         if isinstance(given, AlignedNames):
-            name_scores = candidates.agreement[rows]
-            names = [[given.names[place] for place in places] for places in candidates.agreed[rows].tolist()]
+            name_scores = agreement[rows]
+            names = [[given.names[place] for place in places] for places in agreed[rows].tolist()]
         else:
-            names, name_scores = self.name(candidates.prompts[rows], given)
+            names, name_scores = self.name(prompts[rows], given)
         found, start = [], 0
         for place, (queries, (height, width)) in enumerate(zip(chosen, sizes, strict=True)):
             own = slice(start, start + len(queries))
@@ -157,6 +154,13 @@ class Inference:
         if isinstance(given, SpelledNames):
             return [_by_name_too(one, given, selection.min_score) for one in found]
         return found
+
+    def _detect(self, images: Images, selection: Selection, given: GivenNames | None) -> tuple[np.ndarray, ...]:
+        """_Candidates, on the host."""
+        encoded = self._encode(self.params, self.place(images))
+        slots = slots_for(jax.device_get(encoded[-1].valid), self.config.eval.query_slots)
+        asked = (selection.nms_iou, selection.nms_above), given.texts if isinstance(given, AlignedNames) else None
+        return jax.device_get(self._decode_queries(self.params, asked, encoded, slots=slots))
 
     def _first_half(self, params: Any, images: Images) -> Encoded:
         encoded: Any = self.model.apply({"params": params}, images, deterministic=True, method="encode")
@@ -171,7 +175,7 @@ class Inference:
         params, ((nms_iou, nms_above), texts) = given
         detected: Any = self.model.apply({"params": params}, *encoded, method="decode")
         corners = jnp.clip(to_corners(detected.decoded.boxes[-1].astype(jnp.float32)), 0.0, 1.0)
-        scores = nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
+        scores = jax.nn.sigmoid(detected.decoded.objectness[-1].astype(jnp.float32))
         valid, prompts = detected.queries.valid, detected.prompts
         if texts is None:
             agreement, agreed = jnp.zeros((*valid.shape, 0)), jnp.zeros((*valid.shape, 0), jnp.int32)
@@ -184,19 +188,19 @@ class Inference:
         return _Candidates(corners, scores, jnp.where(crowded, alone, valid), prompts, agreement, agreed)
 
     def _agreement(
-        self, params: Any, detected: Any, memory: Memory, texts: Float[Array, "N E"]
+        self, params: Any, detected: Any, memory: "Memory", texts: Float[Array, "N E"]
     ) -> tuple[Float[Array, "B Q K"], Int[Array, "B Q K"]]:
         """log σ(S) of the names that agree best with each query, and their places; rows of zeros are no names."""
         of_each = jnp.broadcast_to(texts, (detected.queries.valid.shape[0], *texts.shape))
         agreement: Any = self.model.apply({"params": params}, detected, memory, of_each, method="agree")
-        fits = jnp.where(texts.any(axis=1), nn.log_sigmoid(agreement.logits.astype(jnp.float32)), -jnp.inf)
+        fits = jnp.where(texts.any(axis=1), jax.nn.log_sigmoid(agreement.logits.astype(jnp.float32)), -jnp.inf)
         best, places = jax.lax.top_k(fits, min(self.config.eval.num_beams, len(texts)))
         return best, places
 
     def _names(
-        self, params: Any, prompts: Float[Array, "R E"], trie: Trie | None, most_tokens: int
+        self, params: Any, prompts: Float[Array, "R E"], trie: "Trie | None", most_tokens: int
     ) -> tuple[Array, Array]:
-        def generate(shared: tuple[Any, Trie | None], prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
+        def generate(shared: tuple[Any, Any], prompts: Float[Array, "R E"]) -> tuple[Array, Array]:
             params, trie = shared
             limits = (self.config.eval.num_beams, most_tokens)
             names: Any = self.model.apply({"params": params}, prompts, *limits, trie, method="generate")

@@ -49,6 +49,7 @@ HELP = """Open-Det: finds what is in a picture, and names it itself.
   opendet evaluate …                     score any program's detections
   opendet weights …                      published weights in and out, models to and from the hub, text embeddings
   opendet export DIR …                   a model's weights for other programs
+  opendet programs DIR --out FOLDER      a model as programs that need jax alone
   opendet replay FILE …                  take a step again whose loss was not finite
 
 CONFIG is a file, or one of those that come with the program: {configs}.
@@ -66,6 +67,7 @@ COMMANDS = {
     "evaluate": ("evaluate.__main__", [], "opendet evaluate"),
     "weights": ("weights.__main__", [], "opendet weights"),
     "export": ("weights.__main__", ["export"], "opendet"),
+    "programs": ("exported", [], "opendet programs"),
     "demo": ("demo", [], "opendet demo"),
 }
 

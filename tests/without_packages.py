@@ -1,14 +1,17 @@
-"""Run by test_dependencies.py: FOLDER NAME…; imports the package and detects where modules NAME cannot be imported.
+"""Run by test_dependencies.py and test_exported.py: FOLDER NAME…; detects where modules NAME cannot be imported.
 
-Prints json: the modules of Pallas's kernels that were imported up to then, and the kernels in deformable attention
-lowered for NVIDIA's GPUs.
+Prints json. Of a checkpoint, for which it imports the whole package: the modules of Pallas's kernels that were imported
+up to then, and the kernels in deformable attention lowered for NVIDIA's GPUs. Of exported programs: what they find in
+the pictures whose paths are lines of the standard input.
 """
 
 import importlib
 import json
 import pkgutil
 import sys
+from dataclasses import astuple
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 
 
 class Hidden(MetaPathFinder):
@@ -30,6 +33,10 @@ KERNELS = ("pallas_gpu", "pallas_tpu")
 
 
 def main() -> None:
+    if (Path(sys.argv[1]) / "programs.json").exists():
+        found = opendet_jax.run_exported(sys.argv[1]).detect(sys.stdin.read().splitlines(), min_score=0.0)
+        print(json.dumps([astuple(detections) for detections in found], default=np.ndarray.tolist))
+        return
     for module in pkgutil.walk_packages(opendet_jax.__path__, "opendet_jax."):
         if module.name.rpartition(".")[2] not in ("__main__", *KERNELS):
             importlib.import_module(module.name)

@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast, overload
 
-import flax.linen as nn
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from opendet_jax.batch import Images
-from opendet_jax.checkpoints.restore import restore
 from opendet_jax.compilation import enable_cache
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import ImageLike, load_image
@@ -20,8 +18,10 @@ from opendet_jax.data.tokenizer import load_tokenizer
 from opendet_jax.data.transforms import choose, evaluation_geometry, fit, pad, transform_pixels
 from opendet_jax.given_names import By, GivenNames, given_names
 from opendet_jax.inference import Inference, Selection
-from opendet_jax.model.opendet import OpenDet
 from opendet_jax.predict.detections import Detections
+
+if TYPE_CHECKING:
+    from flax import linen as nn
 
 _DEFAULTS = PredictConfig()
 READ_AHEAD = 4  # batches of images that a stream takes before it gives the first back
@@ -44,7 +44,7 @@ class Detector:
     (`config.eval`).
     """
 
-    def __init__(self, model: nn.Module, params: Any, config: Config, decode: Callable[[np.ndarray], str]):
+    def __init__(self, model: "nn.Module", params: Any, config: Config, decode: Callable[[np.ndarray], str]):
         self.config = config
         self._inference = Inference(model, params, config, decode)
         self._given = lru_cache(maxsize=8)(partial(given_names, config=config))
@@ -212,6 +212,10 @@ def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
 
     Raises CheckpointError where there is none, WeightsError where the hub does not give it.
     """
+    # Here, as both need Flax, and what runs exported programs has none.
+    from opendet_jax.checkpoints.restore import restore
+    from opendet_jax.model.opendet import OpenDet
+
     enable_cache()
     config, params, _ = restore(Path(folder), checkpoint)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)

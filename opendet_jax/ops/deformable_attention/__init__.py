@@ -7,6 +7,9 @@ definition that tests compare them with.
 Method: docs/method.md#2-backbone-neck-encoder.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from importlib import import_module
 
@@ -21,12 +24,22 @@ from opendet_jax.ops.deformable_attention import xla
 from opendet_jax.ops.deformable_attention.reference import LevelShapes
 from opendet_jax.ops.devices import on_each_device
 
-__all__ = ["deformable_attention"]
+__all__ = ["deformable_attention", "without_kernels"]
 
 KERNELS = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}  # modules beside this one
+_WITHOUT_KERNELS = ContextVar("without_kernels", default=False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """What is traced here is XLA's form on every platform: kernels are bound to the jax that made them."""
+    token = _WITHOUT_KERNELS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_KERNELS.reset(token)
+
+
 def deformable_attention(
     value: Float[Array, "B S H d"],
     level_shapes: LevelShapes,
@@ -46,6 +59,13 @@ def deformable_attention(
       ValueError: the levels do not have S cells, or the arrays' shapes do not go together.
     """
     _check(value, level_shapes, locations, weights)
+    if _WITHOUT_KERNELS.get():
+        return xla.forward(value, locations, weights, level_shapes=level_shapes)
+    return _attention(value, level_shapes, locations, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(value, level_shapes: LevelShapes, locations, weights):
     return on_each_device(partial(_forward, level_shapes), value, locations, weights)
 
 
@@ -143,11 +163,11 @@ def _backward(level_shapes: LevelShapes, value, locations, weights, cotangent):
 
 
 def _save(value, level_shapes: LevelShapes, locations, weights):
-    return deformable_attention(value, level_shapes, locations, weights), (value, locations, weights)
+    return _attention(value, level_shapes, locations, weights), (value, locations, weights)
 
 
 def _pull(level_shapes: LevelShapes, saved, cotangent):
     return on_each_device(partial(_backward, level_shapes), *saved, cotangent)
 
 
-deformable_attention.defvjp(_save, _pull)
+_attention.defvjp(_save, _pull)
