@@ -1,0 +1,283 @@
+"""Training beside the authors' program: many steps of ours from its weights, on its batches, with its random numbers.
+
+The program ran in float64 and in float32, and the distance of the two grows from step to step, as rounding does in any
+training. Ours may be three times as far from the float64 run as their own float32 run has been until then (one run is
+one draw of a random distance), and never has to be nearer than a single step on the ladder. Until the step in which the
+program's own two runs decide differently, ours decides as the float64 run; from then on it may differ in three times as
+many tokens and pairs as theirs do.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tests.parity import report
+from tests.parity.step import program_terms, stored_terms
+from tests.parity.trajectory import SETS
+from tests.parity.vectors import Vectors
+
+SLACK = 3  # of the distance of the program's own float32 run
+FIRST = 3  # steps of each run that the fast test takes
+TERM, NORM = 1e-5, 1e-4  # relative, of one step: what tests/parity/test_training.py asks
+KINDS = ("alignment", "objectness", "l1", "giou", "distillation", "naming", "text_denoising")
+
+Pair = tuple[str, int, int, int]  # set, image, token, object
+
+
+@dataclass
+class Course:
+    """A run, step by step; `parameters` after the recorded steps alone."""
+
+    terms: dict[str, np.ndarray]  # T each
+    total: np.ndarray  # T
+    gradient_norm: np.ndarray  # T
+    tokens: list[set[tuple[int, int]]]  # (image, token)
+    pairs: list[set[Pair]]
+    parameters: dict[int, dict[str, np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+
+def runs(vectors: Vectors) -> list[str]:
+    found = [key.removesuffix("/rate") for key in vectors.arrays if key.endswith("/rate") and "meta" not in key]
+    assert found, f"{vectors.name}: no run"
+    return found
+
+
+def stored_course(vectors: Vectors, run: str, kind: str) -> Course:
+    """The program's, in float64 ("f64") or float32 ("f32")."""
+    own = vectors.within(f"{run}/{kind}/")
+    tokens, pairs = [], []
+    for step, count in enumerate(own["select/queries"]):
+        index = own["select/index"][step]
+        tokens.append({(image, int(token)) for image in range(len(index)) for token in index[image, :count]})
+        pairs.append(
+            {
+                (of, image, int(index[image, query]), int(what))
+                for names in SETS.values()
+                for of in names
+                for image in range(len(index))
+                for query, what in own[f"match/{of}"][step, image]
+                if query >= 0
+            }
+        )
+    recorded = {
+        int(step): {key: own[f"params/{key}"][place] for key in ("norm", "change", "sample")}
+        | {f"of/{name}": own[f"params/of/{name}"][place] for name in own.cases("params/of/")}
+        for place, step in enumerate(own["params/steps"])
+    }
+    return Course(
+        terms=stored_terms(vectors["loss/names"], own["loss/unweighted"].T),
+        total=own["loss/total"],
+        gradient_norm=own["grad/global_norm"],
+        tokens=tokens,
+        pairs=pairs,
+        parameters=recorded,
+    )
+
+
+def our_course(found: Mapping[str, np.ndarray], run: str, steps: int) -> Course:
+    """From what `tests.parity.trajectory` wrote."""
+
+    def over_steps(name: str) -> np.ndarray:
+        return np.array([found[f"{run}/{step}/{name}"] for step in range(1, steps + 1)])
+
+    scalars = [key for key, x in found.items() if key.startswith(f"{run}/1/") and x.ndim == 0]
+    terms = {key.removeprefix(f"{run}/1/"): over_steps(key.removeprefix(f"{run}/1/")) for key in scalars}
+    losses = ("l1/", "giou/", "alignment/", "joint/", "focal/", "distillation/", "naming", "text_denoising")
+    tokens, pairs = [], []
+    for index, valid, *of in zip(
+        over_steps("index"),
+        over_steps("valid"),
+        *(over_steps(f"match/{name}") for names in SETS.values() for name in names),
+        strict=True,
+    ):
+        tokens.append({(int(image), int(index[image, place])) for image, place in np.argwhere(valid)})
+        names = [name for names in SETS.values() for name in names]
+        pairs.append(
+            {
+                (name, int(image), int(index[image, query]), int(objects[image, query]))
+                for name, objects in zip(names, of, strict=True)
+                for image, query in np.argwhere(objects >= 0)
+            }
+        )
+    recorded = {}
+    for key in found:
+        if key.startswith(f"{run}/") and key.endswith("/norm"):
+            step = key.split("/")[1]
+            start = f"{run}/{step}/"
+            names = [k for k in found if k.startswith((f"{start}of/", f"{start}norm", f"{start}change", f"{start}sample"))]
+            recorded[int(step)] = {k.removeprefix(start): found[k] for k in names}
+    return Course(
+        terms=program_terms({name: x for name, x in terms.items() if name.startswith(losses)}),
+        total=terms["total"],
+        gradient_norm=terms["gradient_norm"],
+        tokens=tokens,
+        pairs=pairs,
+        parameters=recorded,
+    )
+
+
+def take(vectors: Vectors, dtype: str, steps: dict[str, int], out: Path) -> dict[str, Course]:
+    """Our steps of each run, in a process of their own and with all of the compiler's optimisations."""
+    command = [sys.executable, "-m", "tests.parity.trajectory", vectors.path, out, dtype]
+    counts = [f"{run}:{count}" for run, count in steps.items()]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    subprocess.run([*command, *counts], check=True, env=environment)
+    found = dict(np.load(out))
+    return {run: our_course(found, run, count) for run, count in steps.items()}
+
+
+def distances(got: Course, want: Course) -> dict[str, np.ndarray]:
+    """Of every step that both have; relative, or how many tokens and pairs differ."""
+    steps = min(len(got), len(want))
+    assert got.terms.keys() == want.terms.keys()
+    terms = np.array([got.terms[name][:steps] / want.terms[name][:steps] - 1 for name in want.terms])
+    both = list(zip(got.tokens, want.tokens, strict=False))
+    return {
+        "worst loss term": np.abs(terms).max(0),
+        "median loss term": np.median(np.abs(terms), axis=0),
+        "total loss": np.abs(got.total[:steps] / want.total[:steps] - 1),
+        "gradient norm": np.abs(got.gradient_norm[:steps] / want.gradient_norm[:steps] - 1),
+        "selected tokens": np.array([max(len(a - b), len(b - a)) for a, b in both]),
+        "matched pairs": np.array([max(len(a - b), len(b - a)) for a, b in zip(got.pairs, want.pairs, strict=False)]),
+    }
+
+
+def parameter_distances(got: Course, want: Course) -> dict[str, np.ndarray]:
+    """Of every recorded step that both have; relative."""
+    rows = []
+    for step in sorted(got.parameters.keys() & want.parameters.keys()):
+        ours, theirs = got.parameters[step], want.parameters[step]
+        large = theirs["change"] > np.median(theirs["change"])
+        rows.append(
+            {
+                "norms of the parameters": np.abs(ours["norm"] / theirs["norm"] - 1).max(),
+                "norms of their changes": np.abs(ours["change"] / theirs["change"] - 1)[large].max(),
+                "changes": apart(ours["sample"], theirs["sample"]),
+            }
+        )
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def apart(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def limits(control: np.ndarray, floor: float = 0.0) -> np.ndarray:
+    return np.maximum(SLACK * np.maximum.accumulate(control), floor)
+
+
+FLOORS = {"worst loss term": TERM, "median loss term": TERM, "total loss": TERM, "gradient norm": NORM}
+
+
+def assert_within(vectors: Vectors, run: str, ours: Course) -> None:
+    """All steps and all recorded parameters of a float32 run of ours."""
+    want, control = stored_course(vectors, run, "f64"), stored_course(vectors, run, "f32")
+    shared, theirs = distances(ours, want), distances(control, want)
+    steps = len(shared["total loss"])
+    for name, got in shared.items():
+        limit = limits(theirs[name], FLOORS.get(name, 0))[:steps]
+        outside = [f"step {s + 1}: {got[s]:.2e} > {limit[s]:.2e}" for s in np.flatnonzero(got > limit)]
+        enter(f"training, {name}", vectors, run, steps, got, limit, name in FLOORS)
+        assert not outside, f"{run}, {name}: {outside}"
+    recorded, allowed = parameter_distances(ours, want), parameter_distances(control, want)
+    for name, got in recorded.items():
+        limit = limits(allowed[name])[: len(got)]
+        enter(f"training, {name}", vectors, run, steps, got, limit, True)
+        assert (got <= limit).all(), f"{run}, {name}: {got} > {limit}"
+
+
+def enter(
+    stage: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, limit: np.ndarray, relative: bool
+) -> None:
+    """The report's row: of the step that comes nearest to its limit."""
+    worst = int(np.argmax(got / np.where(limit > 0, limit, 1)))
+    reference = f"{vectors.name} {run}, {steps} steps"
+    report.enter_error(stage, reference, got[worst], got[worst], float(limit[worst]), is_relative=relative)
+
+
+@pytest.mark.needs("meta/denoising")
+def test_first_steps(trajectory_vectors, tmp_path):
+    vectors = trajectory_vectors
+    found = take(vectors, "float32", dict.fromkeys(runs(vectors), FIRST), tmp_path / "found.npz")
+    for run, course in found.items():
+        assert_within(vectors, run, course)
+
+
+@pytest.fixture(scope="module")
+def whole(trajectory_vectors, tmp_path_factory) -> dict[str, dict[str, Course]]:
+    """All stored steps of every run, in either precision: by dtype, then run."""
+    steps = {run: len(stored_course(trajectory_vectors, run, "f64")) for run in runs(trajectory_vectors)}
+    folder = tmp_path_factory.mktemp("trajectory")
+    return {
+        dtype: take(trajectory_vectors, dtype, steps, folder / f"{dtype}.npz") for dtype in ("float32", "float64")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.needs("meta/denoising")
+def test_all_steps(trajectory_vectors, whole, request):
+    pictures = request.config.getoption("--trajectory-pictures")
+    if pictures:
+        draw(trajectory_vectors, whole, Path(pictures, f"{trajectory_vectors.name}.png"))
+    for run, course in whole["float32"].items():
+        assert_within(trajectory_vectors, run, course)
+
+
+def draw(vectors: Vectors, whole: dict[str, dict[str, Course]], path: Path) -> None:
+    """For every run two columns: the losses, and how far each is from the program's float64 run."""
+    names = runs(vectors)
+    figure = Figure(figsize=(5 * 2 * len(names), 2.4 * (1 + len(KINDS))), layout="constrained")
+    axes = figure.subplots(1 + len(KINDS), 2 * len(names))
+    for column, run in enumerate(names):
+        want, control = (stored_course(vectors, run, kind) for kind in ("f64", "f32"))
+        courses = {
+            "theirs, float64": (want, {"color": "black", "lw": 3, "alpha": 0.35}),
+            "theirs, float32": (control, {"color": "tab:orange", "lw": 1.2}),
+            "ours, float32": (whole["float32"][run], {"color": "tab:blue", "lw": 1.2}),
+            "ours, float64": (whole["float64"][run], {"color": "tab:green", "lw": 1.2, "ls": "--"}),
+        }
+        for row, kind in enumerate(("total", *KINDS)):
+            curve, distance = axes[row, 2 * column : 2 * column + 2]
+            for label, (course, style) in courses.items():
+                steps = min(len(course), len(want))
+                x, values, wanted = np.arange(1, steps + 1), of_kind(course, kind), of_kind(want, kind)
+                curve.plot(x, values.sum(0)[:steps], label=label, **style)
+                if course is want:
+                    continue
+                apart = np.abs(values[:, :steps] / wanted[:, :steps] - 1)
+                distance.plot(x, apart.T, color=style["color"], lw=0.4, alpha=0.3)
+                distance.plot(x, apart.max(0), **style)
+            curve.set_title(f"{run}: {kind.replace('_', ' ')}", fontsize=10)
+            terms = f", each of {len(wanted)} and the worst" if len(wanted) > 1 else ""
+            distance.set_title(f"relative distance from theirs in float64{terms}", fontsize=10)
+            for axis in (curve, distance):
+                axis.set_yscale("log")
+                axis.grid(alpha=0.3)
+                axis.set_xlabel("step", fontsize=8)
+                axis.axvline(parted(vectors, run) or np.nan, color="grey", ls=":", lw=1)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=80)
+
+
+def of_kind(course: Course, kind: str) -> np.ndarray:
+    """Terms × steps."""
+    if kind == "total":
+        return course.total[None]
+    return np.array([x for name, x in course.terms.items() if name.split("/")[0] == kind])
+
+
+def parted(vectors: Vectors, run: str) -> int:
+    """The first step in which the program's two runs decide differently; 0: none."""
+    steps = [int(vectors[f"{run}/parted/{what}"]) for what in ("selection", "matching")]
+    return min((step for step in steps if step), default=0)
