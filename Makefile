@@ -42,7 +42,8 @@ test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -q -m slow
 
 parity: $(VENV)/test
-	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity --parity-report docs/parity.md
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/parity --parity-report docs/parity.md \
+		--trajectory-pictures docs
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

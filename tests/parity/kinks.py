@@ -3,8 +3,8 @@
 The gradient of a ReLU jumps at zero, that of a ReLU6 at six too, and that of a bilinear reading, with respect to where
 it reads, at the border of a cell. Among the millions of hidden units and sampling points of a step a few lie within a
 rounding error of such a place, and which side they fall on differs from processor to processor; one of them moves
-gradient norms by 4e-4, and by more where few queries reach a parameter. The authors' numbers are of a run in float64, so
-these units get the values, and these points the sides, that float64 gives them; the others keep their own:
+gradient norms by 4e-4, and by more where few queries reach a parameter. The authors' numbers are of a run in float64,
+so these units get the values, and these points the sides, that float64 gives them; the others keep their own:
 `at_kinks(kinks)` around the forward pass and the losses. They come from `python -m tests.parity.kinks FILE OUT`, a
 process of its own because float32 is written in the model: here float64 takes its place before the model is imported.
 """
@@ -26,7 +26,7 @@ from flax import linen as nn
 
 NEAR = 1e-5  # twice the largest error of a hidden unit in float32
 NEAR_CELL = 2e-5  # of a cell's width: twice the largest error of where a point reads
-ASIDE = 5e-6  # so far from a border, at least, that float32 keeps a point on its side
+ASIDE = 4e-7  # of a level's width: so far from a border that float32 keeps a point on its side
 MODULES = "linear1", "layers_0", "layers_1"  # of FeedForward, MLP and Projection: the layers that a ReLU follows
 
 Kinks = dict[str, tuple[np.ndarray, np.ndarray]]  # path/call → flat indices, values
@@ -103,7 +103,7 @@ def beside_borders(locations: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray
     border = np.rint(pixel)
     index = np.flatnonzero(np.abs(pixel - border) < NEAR_CELL)
     border, off = border[index], (pixel - border)[index]
-    aside = border + np.where(off >= 0, 1, -1) * np.maximum(np.abs(off), ASIDE)
+    aside = border + np.where(off >= 0, 1, -1) * np.maximum(np.abs(off), ASIDE * np.maximum(scale[index], 4))
     return index, (aside + 0.5) / scale[index]
 
 

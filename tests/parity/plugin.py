@@ -1,7 +1,7 @@
 """Which files the ladder runs on (`--vectors`, or OPENDET_VECTORS), and the report of what it found.
 
-A test with an argument of `KINDS` runs once for each file of that kind that has the keys named by its `needs` mark; such
-a test that no file has keys for is an error.
+A test with an argument of `KINDS` runs once for each file of that kind that has the keys named by its `needs` mark;
+such a test that no file has keys for is an error.
 """
 
 import os

@@ -123,9 +123,7 @@ def test_matchings(step):
 @pytest.mark.parametrize("variant", ["clean_same_order", "clean"])
 def test_loss_terms(step, variant):
     got = step if variant == "clean_same_order" else step.swapped
-    want = stored_terms(
-        step.vectors[f"{variant}/loss/names"], step.vectors[f"{variant}/loss/unweighted"]
-    )
+    want = stored_terms(step.vectors[f"{variant}/loss/names"], step.vectors[f"{variant}/loss/unweighted"])
     ours = program_terms(got.terms)
     if variant == "clean":  # here the prompts themselves are as in the program's distillation loss
         ours = ours | {"naming": program_terms(step.terms)["naming"]}

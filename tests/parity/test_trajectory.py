@@ -2,9 +2,12 @@
 
 The program ran in float64 and in float32, and the distance of the two grows from step to step, as rounding does in any
 training. Ours may be three times as far from the float64 run as their own float32 run has been until then (one run is
-one draw of a random distance), and never has to be nearer than a single step on the ladder. Until the step in which the
-program's own two runs decide differently, ours decides as the float64 run; from then on it may differ in three times as
-many tokens and pairs as theirs do.
+one draw of a random distance), and never has to be nearer than float32 can be expected in a single step.
+
+Until the step in which the program's own two runs decide differently, ours decides as the float64 run. Which decision
+parts first, and when, is chance: from that step on the band is at least that of the step in which both kinds, selected
+tokens and matched pairs, have parted. A loss term may then also be off by the share of one object: the alignment loss
+leaves out pairs that overlap by less than 0.05, a decision that the files do not hold.
 """
 
 import os
@@ -13,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +23,14 @@ from matplotlib.figure import Figure
 
 from tests.parity import report
 from tests.parity.step import program_terms, stored_terms
-from tests.parity.trajectory import SETS
+from tests.parity.trajectory import SETS, runs
 from tests.parity.vectors import Vectors
 
 SLACK = 3  # of the distance of the program's own float32 run
 FIRST = 3  # steps of each run that the fast test takes
-TERM, NORM = 1e-5, 1e-4  # relative, of one step: what tests/parity/test_training.py asks
+# Of a single step, relative: what can be asked of float32 without fixing the sides of kinks.
+FLOORS = {"worst loss term": 1e-5, "median loss term": 1e-5, "total loss": 1e-5, "gradient norm": 2e-4}
+DECISIONS = "selected tokens", "matched pairs"
 KINDS = ("alignment", "objectness", "l1", "giou", "distillation", "naming", "text_denoising")
 
 Pair = tuple[str, int, int, int]  # set, image, token, object
@@ -45,12 +49,6 @@ class Course:
 
     def __len__(self) -> int:
         return len(self.total)
-
-
-def runs(vectors: Vectors) -> list[str]:
-    found = [key.removesuffix("/rate") for key in vectors.arrays if key.endswith("/rate") and "meta" not in key]
-    assert found, f"{vectors.name}: no run"
-    return found
 
 
 def stored_course(vectors: Vectors, run: str, kind: str) -> Course:
@@ -111,12 +109,10 @@ def our_course(found: Mapping[str, np.ndarray], run: str, steps: int) -> Course:
             }
         )
     recorded = {}
-    for key in found:
-        if key.startswith(f"{run}/") and key.endswith("/norm"):
-            step = key.split("/")[1]
-            start = f"{run}/{step}/"
-            names = [k for k in found if k.startswith((f"{start}of/", f"{start}norm", f"{start}change", f"{start}sample"))]
-            recorded[int(step)] = {k.removeprefix(start): found[k] for k in names}
+    for step in range(1, steps + 1):
+        start = f"{run}/{step}/after/"
+        after = {key.removeprefix(start): x for key, x in found.items() if key.startswith(start)}
+        recorded |= {step: after} if after else {}
     return Course(
         terms=program_terms({name: x for name, x in terms.items() if name.startswith(losses)}),
         total=terms["total"],
@@ -154,56 +150,79 @@ def distances(got: Course, want: Course) -> dict[str, np.ndarray]:
 
 
 def parameter_distances(got: Course, want: Course) -> dict[str, np.ndarray]:
-    """Of every recorded step that both have; relative."""
+    """Of every recorded step that both have; relative. Norms are those of the tensors that move more than the median
+    one: of a few numbers that hardly move there is little to say."""
     rows = []
     for step in sorted(got.parameters.keys() & want.parameters.keys()):
         ours, theirs = got.parameters[step], want.parameters[step]
         large = theirs["change"] > np.median(theirs["change"])
         rows.append(
             {
-                "norms of the parameters": np.abs(ours["norm"] / theirs["norm"] - 1).max(),
+                "norms of the parameters": np.abs(ours["norm"] / theirs["norm"] - 1)[large].max(),
                 "norms of their changes": np.abs(ours["change"] / theirs["change"] - 1)[large].max(),
-                "changes": apart(ours["sample"], theirs["sample"]),
+                "changes, sampled": apart(ours["sample"], theirs["sample"]),
+                "changes, whole tensors": max(apart(ours[key], theirs[key]) for key in theirs if key.startswith("of/")),
             }
         )
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def apart(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-def limits(control: np.ndarray, floor: float = 0.0) -> np.ndarray:
-    return np.maximum(SLACK * np.maximum.accumulate(control), floor)
+def first_parted(control: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """The steps, counted from 0, from which on tokens or pairs, and both, have parted; of one that never parts, the
+    other's."""
+    parted = [int(np.argmax(control[what] > 0)) for what in DECISIONS if (control[what] > 0).any()]
+    return (min(parted), max(parted)) if parted else (len(control["total loss"]),) * 2
 
 
-FLOORS = {"worst loss term": TERM, "median loss term": TERM, "total loss": TERM, "gradient norm": NORM}
+def limits(name: str, control: Mapping[str, np.ndarray], objects: np.ndarray) -> np.ndarray:
+    """Of the distances `name`, step by step. `objects`: how many the batch of each step has."""
+    steps = len(control[name])
+    first, both = first_parted(control)
+    reached = np.maximum.accumulate(control[name])
+    reached[first:both] = reached[min(both, steps - 1)]
+    limit = np.maximum(SLACK * reached, FLOORS.get(name, 0.0))
+    if name == "worst loss term":
+        limit[first:] = np.maximum(limit, 1 / objects)[first:]
+    return limit
+
+
+def objects_of(vectors: Vectors, steps: int) -> np.ndarray:
+    batches = vectors.cases("batch_")
+    counts = [vectors[f"batch_{batch}/objects/count"].sum() for batch in batches]
+    return np.array([counts[step % len(batches)] for step in range(steps)])
 
 
 def assert_within(vectors: Vectors, run: str, ours: Course) -> None:
-    """All steps and all recorded parameters of a float32 run of ours."""
+    """All steps and all recorded parameters of a float32 run of ours that the program's float32 run has, too."""
     want, control = stored_course(vectors, run, "f64"), stored_course(vectors, run, "f32")
     shared, theirs = distances(ours, want), distances(control, want)
-    steps = len(shared["total loss"])
-    for name, got in shared.items():
-        limit = limits(theirs[name], FLOORS.get(name, 0))[:steps]
+    for what, name in zip(("selection", "matching"), DECISIONS, strict=True):
+        parted = np.flatnonzero(theirs[name])
+        assert int(vectors[f"{run}/parted/{what}"]) == (parted[0] + 1 if len(parted) else 0), f"{run}: the file differs"
+    steps = min(len(shared["total loss"]), len(theirs["total loss"]))
+    objects = objects_of(vectors, len(theirs["total loss"]))
+    for name in shared:
+        got, limit = shared[name][:steps], limits(name, theirs, objects)[:steps]
         outside = [f"step {s + 1}: {got[s]:.2e} > {limit[s]:.2e}" for s in np.flatnonzero(got > limit)]
-        enter(f"training, {name}", vectors, run, steps, got, limit, name in FLOORS)
+        enter(name, vectors, run, steps, got, limit)
         assert not outside, f"{run}, {name}: {outside}"
     recorded, allowed = parameter_distances(ours, want), parameter_distances(control, want)
     for name, got in recorded.items():
-        limit = limits(allowed[name])[: len(got)]
-        enter(f"training, {name}", vectors, run, steps, got, limit, True)
-        assert (got <= limit).all(), f"{run}, {name}: {got} > {limit}"
+        limit = SLACK * np.maximum.accumulate(allowed[name])[: len(got)]
+        enter(name, vectors, run, steps, got[: len(limit)], limit)
+        assert (got[: len(limit)] <= limit).all(), f"{run}, {name}: {got} > {limit}"
 
 
-def enter(
-    stage: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, limit: np.ndarray, relative: bool
-) -> None:
+def enter(name: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, limit: np.ndarray) -> None:
     """The report's row: of the step that comes nearest to its limit."""
     worst = int(np.argmax(got / np.where(limit > 0, limit, 1)))
     reference = f"{vectors.name} {run}, {steps} steps"
-    report.enter_error(stage, reference, got[worst], got[worst], float(limit[worst]), is_relative=relative)
+    distance, allowed = float(got[worst]), float(limit[worst])
+    report.enter_error(f"training, {name}", reference, distance, distance, allowed, name not in DECISIONS)
 
 
 @pytest.mark.needs("meta/denoising")
@@ -219,9 +238,7 @@ def whole(trajectory_vectors, tmp_path_factory) -> dict[str, dict[str, Course]]:
     """All stored steps of every run, in either precision: by dtype, then run."""
     steps = {run: len(stored_course(trajectory_vectors, run, "f64")) for run in runs(trajectory_vectors)}
     folder = tmp_path_factory.mktemp("trajectory")
-    return {
-        dtype: take(trajectory_vectors, dtype, steps, folder / f"{dtype}.npz") for dtype in ("float32", "float64")
-    }
+    return {dtype: take(trajectory_vectors, dtype, steps, folder / f"{dtype}.npz") for dtype in ("float32", "float64")}
 
 
 @pytest.mark.slow

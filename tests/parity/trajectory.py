@@ -22,10 +22,11 @@ if __name__ == "__main__" and "float64" in sys.argv:
 
 import optax
 from flax.traverse_util import flatten_dict
+from jax.tree_util import tree_leaves_with_path
 
 from opendet_jax.batch import Batch
-from opendet_jax.compilation import enable_cache
-from opendet_jax.config import Config, OptimizerConfig, TrainConfig
+from opendet_jax.compilation import enable_cache, give_back_memory
+from opendet_jax.config import Config, OptimizerConfig
 from opendet_jax.losses import total as total_module
 from opendet_jax.losses.matching import ONE_TO_MANY, ONE_TO_ONE
 from opendet_jax.losses.naming import TextNoise
@@ -53,6 +54,15 @@ class Given(NamedTuple):
     boxes: DenoisingRandoms
     texts: TextNoise
     rate: np.ndarray  # with the axis of images, as all of a batch
+
+
+def runs(vectors: Vectors) -> list[str]:
+    """Their names in the file."""
+    found = [
+        key.removesuffix("/rate") for key in vectors.arrays if key.endswith("/rate") and not key.startswith("meta/")
+    ]
+    assert found, f"{vectors.name}: no run"
+    return found
 
 
 def config_of(vectors: Vectors, dtype: str) -> Config:
@@ -135,9 +145,13 @@ class Trainer:
 
     def __init__(self, vectors: Vectors, dtype: str = "float32"):
         self.vectors, self.dtype, self.config = vectors, dtype, config_of(vectors, dtype)
-        self.start = jax.tree.map(lambda x: x.astype(dtype), params_of(vectors))
+        self.start = params_of(vectors)
         self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
-        self.take = step_module.jit_step(self._step, jax.eval_shape(self._fresh, self.start), self.mesh)
+        state = jax.eval_shape(self._fresh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self.start))
+        with jax.set_mesh(self.mesh):
+            first = given(vectors, runs(vectors)[0], 1, dtype)
+            self.take = step_module.jit_step(self._step, state, self.mesh).lower(state, first).compile()
+        give_back_memory()
 
     def _optimizer(self) -> optax.GradientTransformation:
         return noticing_norms(optimizer_module.make_optimizer(self.config.optimizer, self.config.ablation))
@@ -177,14 +191,14 @@ class Trainer:
     def run(self, run: str, steps: int) -> Iterator[dict[str, np.ndarray]]:
         """What there is to know of each step: terms, decisions, gradient norms and, where the file has them, what
         became of the parameters; names are those of the file."""
-        state = self._fresh(jax.tree.map(jnp.array, self.start))
+        state = self._fresh(jax.tree.map(lambda x: jnp.array(x, self.dtype), self.start))
         state = jax.device_put(state, partition(state, self.mesh))
         kept = {int(s) for kind in ("f64", "f32") for s in self.vectors[f"{run}/{kind}/params/steps"]}
         for number in range(1, steps + 1):
             with jax.set_mesh(self.mesh):
                 state, terms = self.take(state, given(self.vectors, run, number, self.dtype))
             found = {name: np.asarray(x) for name, x in terms.items()}
-            paths = flatten_dict(self.start, sep="/")
+            paths = ["/".join(key.key for key in keys) for keys, _ in tree_leaves_with_path(self.start)]
             rows = dict(zip(paths, jax.device_get(state.opt_state[0]), strict=True))
             found |= {f"gradient/{path}": np.linalg.norm(x.astype(np.float64)) for path, x in rows.items()}
             if number in kept:
@@ -208,7 +222,8 @@ def parameters(vectors: Vectors, run: str, start: dict[str, Any], now: dict[str,
         samples.append(change.reshape(-1)[np.arange(8) * change.size // 8])
         if name in whole:
             found[f"of/{name}"] = change
-    return found | {"norm": np.array(norms), "change": np.array(changes), "sample": np.array(samples)}
+    found |= {"norm": np.array(norms), "change": np.array(changes), "sample": np.array(samples)}
+    return {f"after/{key}": x for key, x in found.items()}
 
 
 def main(path: Path, out: Path, dtype: str, *steps: str) -> None:
