@@ -123,9 +123,9 @@ def our_course(found: Mapping[str, np.ndarray], run: str, steps: int) -> Course:
     )
 
 
-def take(vectors: Vectors, dtype: str, steps: dict[str, int], out: Path) -> dict[str, Course]:
+def take(vectors: Vectors, steps: dict[str, int], out: Path) -> dict[str, Course]:
     """Our steps of each run, in a process of their own and with all of the compiler's optimisations."""
-    command = [sys.executable, "-m", "tests.parity.trajectory", vectors.path, out, dtype]
+    command = [sys.executable, "-m", "tests.parity.trajectory", vectors.path, out]
     counts = [f"{run}:{count}" for run, count in steps.items()]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     subprocess.run([*command, *counts], check=True, env=environment)
@@ -227,57 +227,49 @@ def enter(name: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, li
 
 @pytest.mark.needs("meta/denoising")
 def test_first_steps(trajectory_vectors, tmp_path):
-    vectors = trajectory_vectors
-    found = take(vectors, "float32", dict.fromkeys(runs(vectors), FIRST), tmp_path / "found.npz")
-    for run, course in found.items():
-        assert_within(vectors, run, course)
-
-
-@pytest.fixture(scope="module")
-def whole(trajectory_vectors, tmp_path_factory) -> dict[str, dict[str, Course]]:
-    """All stored steps of every run, in either precision: by dtype, then run."""
-    steps = {run: len(stored_course(trajectory_vectors, run, "f64")) for run in runs(trajectory_vectors)}
-    folder = tmp_path_factory.mktemp("trajectory")
-    return {dtype: take(trajectory_vectors, dtype, steps, folder / f"{dtype}.npz") for dtype in ("float32", "float64")}
+    courses = take(trajectory_vectors, dict.fromkeys(runs(trajectory_vectors), FIRST), tmp_path / "found.npz")
+    for run, course in courses.items():
+        assert_within(trajectory_vectors, run, course)
 
 
 @pytest.mark.slow
 @pytest.mark.needs("meta/denoising")
-def test_all_steps(trajectory_vectors, whole, request):
-    pictures = request.config.getoption("--trajectory-pictures")
+def test_all_steps(trajectory_vectors, tmp_path, request):
+    vectors, pictures = trajectory_vectors, request.config.getoption("--trajectory-pictures")
+    steps = {run: len(vectors[f"{run}/f64/loss/total"]) for run in runs(vectors)}
+    courses = take(vectors, steps, tmp_path / "found.npz")
     if pictures:
-        draw(trajectory_vectors, whole, Path(pictures, f"{trajectory_vectors.name}.png"))
-    for run, course in whole["float32"].items():
-        assert_within(trajectory_vectors, run, course)
+        draw(vectors, courses, Path(pictures, f"{vectors.name}.png"))
+    for run, course in courses.items():
+        assert_within(vectors, run, course)
 
 
-def draw(vectors: Vectors, whole: dict[str, dict[str, Course]], path: Path) -> None:
+def draw(vectors: Vectors, courses: dict[str, Course], path: Path) -> None:
     """For every run two columns: the losses, and how far each is from the program's float64 run."""
     names = runs(vectors)
     figure = Figure(figsize=(5 * 2 * len(names), 2.4 * (1 + len(KINDS))), layout="constrained")
     axes = figure.subplots(1 + len(KINDS), 2 * len(names))
     for column, run in enumerate(names):
         want, control = (stored_course(vectors, run, kind) for kind in ("f64", "f32"))
-        courses = {
+        shown = {
             "theirs, float64": (want, {"color": "black", "lw": 3, "alpha": 0.35}),
             "theirs, float32": (control, {"color": "tab:orange", "lw": 1.2}),
-            "ours, float32": (whole["float32"][run], {"color": "tab:blue", "lw": 1.2}),
-            "ours, float64": (whole["float64"][run], {"color": "tab:green", "lw": 1.2, "ls": "--"}),
+            "ours, float32": (courses[run], {"color": "tab:blue", "lw": 1.2}),
         }
         for row, kind in enumerate(("total", *KINDS)):
             curve, distance = axes[row, 2 * column : 2 * column + 2]
-            for label, (course, style) in courses.items():
+            for label, (course, style) in shown.items():
                 steps = min(len(course), len(want))
                 x, values, wanted = np.arange(1, steps + 1), of_kind(course, kind), of_kind(want, kind)
                 curve.plot(x, values.sum(0)[:steps], label=label, **style)
                 if course is want:
                     continue
-                apart = np.abs(values[:, :steps] / wanted[:, :steps] - 1)
-                distance.plot(x, apart.T, color=style["color"], lw=0.4, alpha=0.3)
-                distance.plot(x, apart.max(0), **style)
+                off = np.abs(values[:, :steps] / wanted[:, :steps] - 1)
+                distance.plot(x, off.T, color=style["color"], lw=0.4, alpha=0.3)
+                distance.plot(x, off.max(0), **style)
             curve.set_title(f"{run}: {kind.replace('_', ' ')}", fontsize=10)
             terms = f", each of {len(wanted)} and the worst" if len(wanted) > 1 else ""
-            distance.set_title(f"relative distance from theirs in float64{terms}", fontsize=10)
+            distance.set_title(f"relative distance from theirs in float64{terms}", fontsize=9)
             for axis in (curve, distance):
                 axis.set_yscale("log")
                 axis.grid(alpha=0.3)
@@ -288,10 +280,10 @@ def draw(vectors: Vectors, whole: dict[str, dict[str, Course]], path: Path) -> N
 
 
 def of_kind(course: Course, kind: str) -> np.ndarray:
-    """Terms × steps."""
+    """Terms, by name, × steps."""
     if kind == "total":
         return course.total[None]
-    return np.array([x for name, x in course.terms.items() if name.split("/")[0] == kind])
+    return np.array([x for name, x in sorted(course.terms.items()) if name.split("/")[0] == kind])
 
 
 def parted(vectors: Vectors, run: str) -> int:

@@ -1,8 +1,7 @@
 """The authors' training run, taken with our step: their weights, batches and random numbers.
 
-`python -m tests.parity.trajectory FILE OUT float32 RUN:STEPS …` writes what came of it, in a process that gives its
-memory back. With float64, which is written nowhere in the model, it takes the place of float32 before the model is
-imported.
+`python -m tests.parity.trajectory FILE OUT RUN:STEPS …` writes what came of it: a process of its own, because it takes
+gigabytes.
 """
 
 import sys
@@ -15,11 +14,6 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-if __name__ == "__main__" and "float64" in sys.argv:
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
-
 import optax
 from flax.traverse_util import flatten_dict
 from jax.tree_util import tree_leaves_with_path
@@ -65,7 +59,7 @@ def runs(vectors: Vectors) -> list[str]:
     return found
 
 
-def config_of(vectors: Vectors, dtype: str) -> Config:
+def config_of(vectors: Vectors) -> Config:
     """No dropout, everything trains; learning rates are relative to that of a run."""
     rate = dict(zip(vectors["meta/rate_groups"], vectors["meta/rate_factors"], strict=True))
     return Config(
@@ -77,7 +71,6 @@ def config_of(vectors: Vectors, dtype: str) -> Config:
             distiller_dropout=0.0,
             prompt_dropout=0.0,
             generator_dropout=0.0,
-            dtype=dtype,
         ),
         loss=replace(LOSSES, name_mask_threshold=0.999),
         optimizer=OptimizerConfig(
@@ -108,20 +101,19 @@ def drawn(vectors: Vectors, step: int, batch: Vectors) -> dict[str, np.ndarray]:
     }
 
 
-def given(vectors: Vectors, run: str, step: int, dtype: str) -> Given:
+def given(vectors: Vectors, run: str, step: int) -> Given:
     """Batch and random numbers of step 1, 2, …; all batches in as many places as the largest needs."""
     batches = vectors.cases("batch_")
     places = max(vectors[f"batch_{b}/objects/boxes"].shape[1] for b in batches) + SPARE_SLOTS
     batch = vectors.within(f"batch_{(step - 1) % len(batches)}/")
     numbers = drawn(vectors, step, batch)
-    slots = denoising_slots(config_of(vectors, dtype).model, places)
-    exact = Given(
+    slots = denoising_slots(config_of(vectors).model, places)
+    return Given(
         batch=Batch(images_of(batch), program_objects(batch, places)),
         boxes=noise({f"/{name}": x for name, x in numbers.items()}, "", batch["objects/count"], slots),
         texts=TextNoise(*(jnp.asarray(with_spare(numbers[name], places, 0.0)) for name in ("normal", "uniform"))),
-        rate=np.full(len(batch["objects/count"]), vectors[f"{run}/rate"]),
+        rate=np.full(len(batch["objects/count"]), vectors[f"{run}/rate"], np.float32),
     )
-    return jax.tree.map(lambda x: x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x, exact)
 
 
 def noticing_norms(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -143,13 +135,13 @@ def noticing_norms(optimizer: optax.GradientTransformation) -> optax.GradientTra
 class Trainer:
     """Our training step, jitted as training has it, with the random numbers of a file."""
 
-    def __init__(self, vectors: Vectors, dtype: str = "float32"):
-        self.vectors, self.dtype, self.config = vectors, dtype, config_of(vectors, dtype)
+    def __init__(self, vectors: Vectors):
+        self.vectors, self.config = vectors, config_of(vectors)
         self.start = params_of(vectors)
         self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
-        state = jax.eval_shape(self._fresh, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), self.start))
+        state = jax.eval_shape(self._fresh, self.start)
         with jax.set_mesh(self.mesh):
-            first = given(vectors, runs(vectors)[0], 1, dtype)
+            first = given(vectors, runs(vectors)[0], 1)
             self.take = step_module.jit_step(self._step, state, self.mesh).lower(state, first).compile()
         give_back_memory()
 
@@ -191,12 +183,12 @@ class Trainer:
     def run(self, run: str, steps: int) -> Iterator[dict[str, np.ndarray]]:
         """What there is to know of each step: terms, decisions, gradient norms and, where the file has them, what
         became of the parameters; names are those of the file."""
-        state = self._fresh(jax.tree.map(lambda x: jnp.array(x, self.dtype), self.start))
+        state = self._fresh(jax.tree.map(jnp.array, self.start))
         state = jax.device_put(state, partition(state, self.mesh))
         kept = {int(s) for kind in ("f64", "f32") for s in self.vectors[f"{run}/{kind}/params/steps"]}
         for number in range(1, steps + 1):
             with jax.set_mesh(self.mesh):
-                state, terms = self.take(state, given(self.vectors, run, number, self.dtype))
+                state, terms = self.take(state, given(self.vectors, run, number))
             found = {name: np.asarray(x) for name, x in terms.items()}
             paths = ["/".join(key.key for key in keys) for keys, _ in tree_leaves_with_path(self.start)]
             rows = dict(zip(paths, jax.device_get(state.opt_state[0]), strict=True))
@@ -226,9 +218,9 @@ def parameters(vectors: Vectors, run: str, start: dict[str, Any], now: dict[str,
     return {f"after/{key}": x for key, x in found.items()}
 
 
-def main(path: Path, out: Path, dtype: str, *steps: str) -> None:
+def main(path: Path, out: Path, *steps: str) -> None:
     enable_cache()
-    trainer, found = Trainer(Vectors(path), dtype), {}
+    trainer, found = Trainer(Vectors(path)), {}
     for run, count in (step.split(":") for step in steps):
         for number, values in enumerate(trainer.run(run, int(count)), 1):
             found |= {f"{run}/{number}/{name}": x for name, x in values.items()}
