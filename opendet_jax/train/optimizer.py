@@ -103,7 +103,7 @@ def _scale_by_adam() -> optax.GradientTransformation:
     adam = optax.scale_by_adam(BETA_1, BETA_2, EPS)
 
     def update(updates, state, params=None):
-        _, new = adam.update(updates, state, params)
+        new: Any = adam.update(updates, state, params)[1]
         first, second = (-jnp.expm1(new.count * math.log(beta)) for beta in (BETA_1, BETA_2))
         scaled = jax.tree.map(lambda mu, nu: mu / first / (jnp.sqrt(nu / second) + EPS), new.mu, new.nu)
         return scaled, new
