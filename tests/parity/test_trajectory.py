@@ -205,16 +205,16 @@ def assert_within(vectors: Vectors, run: str, ours: Course) -> None:
         assert int(vectors[f"{run}/parted/{what}"]) == (parted[0] + 1 if len(parted) else 0), f"{run}: the file differs"
     steps = min(len(shared["total loss"]), len(theirs["total loss"]))
     objects = objects_of(vectors, len(theirs["total loss"]))
-    for name in shared:
-        got, limit = shared[name][:steps], limits(name, theirs, objects)[:steps]
-        outside = [f"step {s + 1}: {got[s]:.2e} > {limit[s]:.2e}" for s in np.flatnonzero(got > limit)]
-        enter(name, vectors, run, steps, got, limit)
-        assert not outside, f"{run}, {name}: {outside}"
+    compared = {name: (got[:steps], limits(name, theirs, objects)[:steps]) for name, got in shared.items()}
     recorded, allowed = parameter_distances(ours, want), parameter_distances(control, want)
     for name, got in recorded.items():
-        limit = SLACK * np.maximum.accumulate(allowed[name])[: len(got)]
-        enter(name, vectors, run, steps, got[: len(limit)], limit)
-        assert (got[: len(limit)] <= limit).all(), f"{run}, {name}: {got} > {limit}"
+        kept = min(len(got), len(allowed[name]))
+        compared[name] = got[:kept], SLACK * np.maximum.accumulate(allowed[name])[:kept]
+    outside = []
+    for name, (got, limit) in compared.items():
+        enter(name, vectors, run, steps, got, limit)
+        outside += [f"{name}, number {i + 1}: {got[i]:.2e} > {limit[i]:.2e}" for i in np.flatnonzero(~(got <= limit))]
+    assert not outside, "\n".join([run, *outside])
 
 
 def enter(name: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, limit: np.ndarray) -> None:
