@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Objects
 from opendet_jax.config import ModelConfig
-from opendet_jax.ops.boxes import logit, to_centres, to_corners
+from opendet_jax.ops.boxes import logit
 
 FLIP_PROBABILITY = 0.25  # of a random label in the place of the true one
 
@@ -64,10 +64,12 @@ def disturb(
 
     Crossed corners give negative sizes, which the clamped logit turns into the smallest box.
     """
-    half = boxes[..., 2:] / 2
-    reach = u + negative[..., None]
-    corners = to_corners(boxes) + sign * reach * jnp.concatenate([half, half], axis=-1)
-    return nn.sigmoid(logit(to_centres(jnp.clip(corners, 0.0, 1.0))))
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    moved = sign * (u + negative[..., None])
+    # The corners as seen from the centre: the size of a small box would lose digits in the difference of two places.
+    low = jnp.clip(half * (moved[..., :2] - 1.0), -centre, 1.0 - centre)
+    high = jnp.clip(half * (moved[..., 2:] + 1.0), -centre, 1.0 - centre)
+    return nn.sigmoid(logit(jnp.concatenate([centre + (low + high) / 2, high - low], axis=-1)))
 
 
 class Denoising(nn.Module):

@@ -96,6 +96,25 @@ def test_positives_move_less_than_half_a_side_and_negatives_more():
     np.testing.assert_allclose(crossed[0, 1, 2:], 1e-3, rtol=2e-3)
 
 
+def test_small_boxes_keep_their_digits():
+    """Beside the same in float64, at any place and clipped at any side."""
+    rng = np.random.default_rng(0)
+    size = rng.uniform(0.004, 0.02, (1, 4000, 2))
+    boxes = np.concatenate([rng.uniform(0.0, 1.0, size.shape), size], -1).astype(np.float32)
+    negative = rng.random((1, 4000)) < 0.5
+    sign, u = rng.choice([-1.0, 1.0], (1, 4000, 4)).astype(np.float32), rng.random((1, 4000, 4)).astype(np.float32)
+    got = np.asarray(disturb(*map(jnp.asarray, (boxes, negative, sign, u))))
+
+    centre, half = np.split(boxes.astype(np.float64), 2, axis=-1)
+    half = np.concatenate([half, half], -1) / 2
+    corners = np.concatenate([centre, centre], -1) + half * [-1, -1, 1, 1]
+    corners = np.clip(corners + sign * (u.astype(np.float64) + negative[..., None]) * half, 0, 1)
+    want = np.concatenate([corners[..., :2] + corners[..., 2:], 2 * (corners[..., 2:] - corners[..., :2])], -1) / 2
+    inside = (want > 1.001e-3) & (want < 0.999)  # elsewhere the logit is clamped
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(got[inside], want[inside], rtol=1e-6)
+
+
 def test_random_numbers(tiny):
     randoms = draw_randoms(jax.random.key(0), 4, 500, tiny.denoising_labels)
     assert set(np.unique(randoms.new_label)) == set(range(91))

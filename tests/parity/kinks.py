@@ -1,19 +1,23 @@
-"""Hidden units so close to zero that float32 cannot tell their sign, and their values in float64.
+"""Where float32 cannot tell on which side of a kink a number lies, and the sides that float64 takes.
 
-A ReLU's gradient jumps at zero. Among the millions of hidden units of a step a few lie within a rounding error of it,
-and which side they fall on differs from processor to processor; one of them moves gradient norms by 4e-4. The authors'
-numbers are of a run in float64, so these units get the values that float64 gives them, the others keep their own:
-`at_kinks(values)` around the forward pass. They come from `python -m tests.parity.kinks FILE OUT`, a process of its own
-because float32 is written in the model: here float64 takes its place before the model is imported.
+The gradient of a ReLU jumps at zero, that of a ReLU6 at six too, and that of a bilinear reading, with respect to where
+it reads, at the border of a cell. Among the millions of hidden units and sampling points of a step a few lie within a
+rounding error of such a place, and which side they fall on differs from processor to processor; one of them moves
+gradient norms by 4e-4, and by more where few queries reach a parameter. The authors' numbers are of a run in float64,
+so these units get the values, and these points the sides, that float64 gives them; the others keep their own:
+`at_kinks(kinks)` around the forward pass and the losses. They come from `python -m tests.parity.kinks FILE OUT`, a
+process of its own because float32 is written in the model: here float64 takes its place before the model is imported.
 """
 
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +25,27 @@ import numpy as np
 from flax import linen as nn
 
 NEAR = 1e-5  # twice the largest error of a hidden unit in float32
-MODULES = "linear1", "layers_0", "layers_1"  # of FeedForward and MLP: the layers that a ReLU follows
+NEAR_CELL = 2e-5  # of a cell's width: twice the largest error of where a point reads
+ASIDE = 4e-7  # of a level's width: so far from a border that float32 keeps a point on its side
+MODULES = "linear1", "layers_0", "layers_1"  # of FeedForward, MLP and Projection: the layers that a ReLU follows
 
 Kinks = dict[str, tuple[np.ndarray, np.ndarray]]  # path/call → flat indices, values
+Change = Callable[[str, jax.Array, Any], jax.Array]
 
 
 @contextmanager
-def _hidden(change: Callable[[str, jax.Array], jax.Array]) -> Iterator[None]:
-    """Calls `change(path/call, hidden)` on what enters each ReLU."""
+def _watched(change: Change) -> Iterator[None]:
+    """Calls `change(path/call, x, scale)` on what enters each ReLU (scale None), and on where each deformable attention
+    reads: `scale` brings its locations to cells, whose borders are the numbers n + ½."""
+    from opendet_jax.model import layers  # not before float64 has taken its place
+
     calls = Counter()
+    attention = layers.deformable_attention
+
+    def reading(value, level_shapes, locations, weights):
+        calls["points"] += 1
+        scale = np.array([(w, h) for h, w in level_shapes])[:, None]
+        return attention(value, level_shapes, change(f"points/{calls['points']}", locations, scale), weights)
 
     def interceptor(call, args, kwargs, context):
         hidden = call(*args, **kwargs)
@@ -38,24 +54,24 @@ def _hidden(change: Callable[[str, jax.Array], jax.Array]) -> Iterator[None]:
             return hidden
         path = "/".join(module.path)
         calls[path] += 1
-        return change(f"{path}/{calls[path]}", hidden)
+        return change(f"{path}/{calls[path]}", hidden, None)
 
-    with nn.intercept_methods(interceptor):
+    with nn.intercept_methods(interceptor), patch.object(layers, "deformable_attention", reading):
         yield
 
 
 @contextmanager
 def at_kinks(kinks: Kinks) -> Iterator[None]:
-    """Within, the hidden units of `kinks` have their values there; gradients pass through them as ever."""
+    """Within, the hidden units and points of `kinks` have their values there; gradients pass as ever."""
 
-    def change(name: str, hidden: jax.Array) -> jax.Array:
+    def change(name: str, x: jax.Array, scale: Any) -> jax.Array:
         index, value = kinks.pop(name)
-        flat = hidden.reshape(-1)
+        flat = x.reshape(-1)
         error = jax.lax.stop_gradient(value.astype(np.float32) - flat[index])
-        return flat.at[index].add(error).reshape(hidden.shape)
+        return flat.at[index].add(error).reshape(x.shape)
 
     kinks = dict(kinks)
-    with _hidden(change):
+    with _watched(change):
         yield
     assert not kinks, f"{list(kinks)}: not called"
 
@@ -70,6 +86,27 @@ def find_kinks(path: Path) -> Kinks:
     return {name: (arrays[f"{name}:index"], arrays[f"{name}:value"]) for name in names}
 
 
+def beside_kinks(hidden: np.ndarray, kinks: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of hidden units near a kink, and their values, or what float32 can tell from the kink."""
+    flat, kinks = hidden.reshape(-1), np.array(kinks)
+    kink = kinks[np.abs(flat[:, None] - kinks).argmin(1)]
+    off = flat - kink
+    index = np.flatnonzero(np.abs(off) < NEAR)
+    kink, off = kink[index], off[index]
+    return index, kink + np.sign(off) * np.maximum(np.abs(off), kink * 2e-7)
+
+
+def beside_borders(locations: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of coordinates near a border between cells, and locations beside it that float32 reads there."""
+    flat, scale = locations.reshape(-1), scale.reshape(-1)
+    pixel = flat * scale - 0.5
+    border = np.rint(pixel)
+    index = np.flatnonzero(np.abs(pixel - border) < NEAR_CELL)
+    border, off = border[index], (pixel - border)[index]
+    aside = border + np.where(off >= 0, 1, -1) * np.maximum(np.abs(off), ASIDE * np.maximum(scale[index], 4))
+    return index, (aside + 0.5) / scale[index]
+
+
 def main(path: Path, out: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     jnp.float32 = jnp.float64
@@ -81,18 +118,28 @@ def main(path: Path, out: Path) -> None:
     params = jax.tree.map(lambda x: x.astype(np.float64), step.params)
 
     @jax.jit
-    def hidden_units(params):
-        units = {}
-        with _hidden(lambda name, hidden: units.setdefault(name, hidden)):
-            step.forward(params)
-        return units
+    def seen(params):
+        found, scales = {}, {}
+
+        def note(name: str, x: jax.Array, scale: Any) -> jax.Array:
+            found[name] = x
+            if scale is not None:
+                scales[name] = np.broadcast_to(scale, x.shape)
+            return x
+
+        with _watched(note):
+            step.losses(params, step.forward(params))
+        return found, scales
 
     arrays = {}
-    for name, hidden in hidden_units(params).items():
-        hidden = np.asarray(hidden).reshape(-1)
-        assert hidden.dtype == np.float64, name
-        index = np.flatnonzero(np.abs(hidden) < NEAR)
-        arrays |= {f"{name}:index": index, f"{name}:value": hidden[index]}
+    found, scales = jax.device_get(seen(params))
+    for name, x in found.items():
+        assert x.dtype == np.float64, name
+        if name in scales:
+            index, value = beside_borders(x, scales[name])
+        else:
+            index, value = beside_kinks(x, (0, 6) if "/phi" in name else (0,))
+        arrays |= {f"{name}:index": index, f"{name}:value": value}
     np.savez(out, **arrays)
 
 

@@ -1,7 +1,7 @@
 """Which files the ladder runs on (`--vectors`, or OPENDET_VECTORS), and the report of what it found.
 
-A test with an argument `eval_vectors`, `train_vectors` or `unit_vectors` runs once for each `eval_*.npz`, `train_*.npz`
-or `units*.npz` that has the keys named by its `needs` mark; such a test that no file has keys for is an error.
+A test with an argument of `KINDS` runs once for each file of that kind that has the keys named by its `needs` mark;
+such a test that no file has keys for is an error.
 """
 
 import os
@@ -18,13 +18,19 @@ import pytest
 from tests.parity import report
 from tests.parity.vectors import Vectors
 
-KINDS = {"eval_vectors": "eval_*.npz", "train_vectors": "train_*.npz", "unit_vectors": "units*.npz"}
+KINDS = {
+    "eval_vectors": "eval_*.npz",
+    "train_vectors": "train_*.npz",
+    "trajectory_vectors": "traj_*.npz",
+    "unit_vectors": "units*.npz",
+}
 HEAD = Path(__file__).with_name("parity_head.md")
 
 
 def pytest_addoption(parser):
     parser.addoption("--vectors", metavar="DIR", help="folder of the authors' numbers (default: OPENDET_VECTORS)")
     parser.addoption("--parity-report", metavar="FILE", help="write the parity table to this markdown file")
+    parser.addoption("--trajectory-pictures", metavar="DIR", help="write the curves of training into this folder")
 
 
 def pytest_configure(config):
@@ -87,6 +93,11 @@ def eval_vectors(request) -> Vectors:
 
 @pytest.fixture(scope="module")
 def train_vectors(request) -> Vectors:
+    return _load(request)
+
+
+@pytest.fixture(scope="module")
+def trajectory_vectors(request) -> Vectors:
     return _load(request)
 
 

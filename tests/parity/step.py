@@ -26,10 +26,26 @@ SPARE_QUERIES = 20  # empty slots beside the program's
 SPARE_SLOTS = 2  # objects that are none
 
 
-def padded(array: np.ndarray, fill: float) -> np.ndarray:
-    """With spare slots for objects."""
-    widths = [(0, 0), (0, SPARE_SLOTS)] + [(0, 0)] * (array.ndim - 2)
+def with_spare(array: np.ndarray, slots: int, fill: float) -> np.ndarray:
+    """An array of objects, images × objects × …, with spare places up to `slots`."""
+    widths = [(0, 0), (0, slots - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
     return np.pad(array, widths, constant_values=fill)
+
+
+def program_objects(vectors: Vectors, slots: int) -> Objects:
+    """The stored objects in `slots` places, with nonsense in every place without an object."""
+    counts, tokens = vectors["objects/count"], vectors["objects/tokens"]
+    valid = np.arange(slots) < counts[:, None]
+
+    def padded(array: np.ndarray, fill: float) -> np.ndarray:
+        return with_spare(array, slots, fill)
+
+    return Objects(
+        boxes=padded(vectors["objects/boxes"], 0.3),
+        valid=valid,
+        texts=np.where(valid[..., None], padded(vectors["objects/texts"], 0.0), np.float32(0.1)),
+        tokens=np.where(valid[..., None], padded(np.where(tokens == -100, 0, tokens), 0), 5),
+    )
 
 
 class ProgramStep:
@@ -40,19 +56,13 @@ class ProgramStep:
         slots = min(CONFIG.max_queries, vectors["select/index"].shape[1] + SPARE_QUERIES)
         self.config = replace(CONFIG, max_queries=slots, dtype=dtype)
         self.model = OpenDet(self.config)
-        counts, tokens = vectors["objects/count"], vectors["objects/tokens"]
-        valid = np.arange(vectors["objects/boxes"].shape[1] + SPARE_SLOTS) < counts[:, None]
-        self.objects = Objects(
-            boxes=padded(vectors["objects/boxes"], 0.3),
-            valid=valid,
-            texts=np.where(valid[..., None], padded(vectors["objects/texts"], 0.0), np.float32(0.1)),
-            tokens=np.where(valid[..., None], padded(np.where(tokens == -100, 0, tokens), 0), 5),
-        )
+        places = vectors["objects/boxes"].shape[1] + SPARE_SLOTS
+        self.objects = program_objects(vectors, places)
         self.text_noise = TextNoise(
-            normal=jnp.asarray(padded(vectors["text_noise/normal"], 0.0)),
-            uniform=jnp.asarray(padded(vectors["text_noise/uniform"], 0.0)),
+            normal=jnp.asarray(with_spare(vectors["text_noise/normal"], places, 0.0)),
+            uniform=jnp.asarray(with_spare(vectors["text_noise/uniform"], places, 0.0)),
         )
-        self.randoms = noise(vectors, "dn/random", counts, denoising_slots(CONFIG, valid.shape[1]))
+        self.randoms = noise(vectors, "dn/random", vectors["objects/count"], denoising_slots(CONFIG, places))
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -90,3 +100,35 @@ class ProgramStep:
         for mode, (names, predictions) in matching_sets(training, targets, self.config, Ablation()).items():
             matched |= dict(zip(names, match(predictions, targets, mode).object, strict=True))
         return matched
+
+
+def stored_terms(names: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Under our names; the program has Joint and focal loss in one, here "objectness/…"."""
+    ours = {"loss_bbox": "l1", "loss_giou": "giou", "loss_bce": "objectness", "loss_ce": "alignment"}
+    distillation = {
+        "indices_pred_vl_mse": "layer_6",
+        "indices_aux_pred_4_vl_mse": "layer_5",
+        "indices_pred_dn_vl_mse": "denoising_6",
+        "indices_aux_pred_dn_4_vl_mse": "denoising_5",
+    }
+    terms = {}
+    for name, value in zip(names, values, strict=True):
+        if name in distillation:
+            terms[f"distillation/{distillation[name]}"] = value
+        elif name in ("t5_loss", "t5_clip_noise"):
+            terms["naming" if name == "t5_loss" else "text_denoising"] = value
+        elif (loss := "_".join(str(name).split("_")[:2])) in ours:
+            rest = str(name).split("_")[2:]
+            layer = int(rest[-1]) + 1 if rest and rest[-1].isdigit() else 6
+            of = "encoder" if rest == ["interm"] else f"{'denoising' if 'dn' in rest else 'layer'}_{layer}"
+            terms[f"{ours[loss]}/{of}"] = value
+    return terms
+
+
+def program_terms(terms: dict[str, Any]) -> dict[str, Any]:
+    """Ours, joined as the program has them."""
+    joined = {name: value for name, value in terms.items() if name.split("/")[0] not in ("joint", "focal", "total")}
+    for name, value in terms.items():
+        if name.startswith("joint/"):
+            joined[name.replace("joint", "objectness")] = value + terms[name.replace("joint", "focal")]
+    return joined

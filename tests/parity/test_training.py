@@ -18,7 +18,7 @@ from opendet_jax.losses.total import WEIGHTS
 from opendet_jax.weights.open_det import OPENDET_RULES
 from tests.parity import report
 from tests.parity.kinks import at_kinks, find_kinks
-from tests.parity.step import ProgramStep
+from tests.parity.step import ProgramStep, program_terms, stored_terms
 from tests.parity.vectors import Vectors
 
 TERM, NORM, GROUP_NORM, ENTRY = 1e-5, 1e-4, 5e-4, 5e-4  # relative
@@ -61,7 +61,8 @@ def step(train_vectors) -> Step:
     def losses(params):
         with at_kinks(kinks):
             training = program.forward(params)
-        return program.losses(params, training), program.matched(training)
+            terms = program.losses(params, training)
+        return terms, program.matched(training)
 
     forward = jax.jit(lambda params: jax.vjp(losses, params, has_aux=True))
     backward = jax.jit(lambda pull, cotangents: pull(cotangents)[0])
@@ -106,38 +107,6 @@ def assert_norms_close(
     assert np.linalg.norm(norms) == pytest.approx(whole, rel=tolerance)
 
 
-def stored_terms(vectors: Vectors, variant: str) -> dict[str, float]:
-    """Under our names; the program has Joint and focal loss in one, here "objectness/…"."""
-    ours = {"loss_bbox": "l1", "loss_giou": "giou", "loss_bce": "objectness", "loss_ce": "alignment"}
-    distillation = {
-        "indices_pred_vl_mse": "layer_6",
-        "indices_aux_pred_4_vl_mse": "layer_5",
-        "indices_pred_dn_vl_mse": "denoising_6",
-        "indices_aux_pred_dn_4_vl_mse": "denoising_5",
-    }
-    terms = {}
-    values = zip(vectors[f"{variant}/loss/names"], vectors[f"{variant}/loss/unweighted"], strict=True)
-    for name, value in values:
-        if name in distillation:
-            terms[f"distillation/{distillation[name]}"] = value
-        elif name in ("t5_loss", "t5_clip_noise"):
-            terms["naming" if name == "t5_loss" else "text_denoising"] = value
-        elif (loss := "_".join(str(name).split("_")[:2])) in ours:
-            rest = str(name).split("_")[2:]
-            layer = int(rest[-1]) + 1 if rest and rest[-1].isdigit() else 6
-            of = "encoder" if rest == ["interm"] else f"{'denoising' if 'dn' in rest else 'layer'}_{layer}"
-            terms[f"{ours[loss]}/{of}"] = value
-    return terms
-
-
-def program_terms(terms: dict[str, float]) -> dict[str, float]:
-    joined = {name: value for name, value in terms.items() if name.split("/")[0] not in ("joint", "focal", "total")}
-    for name, value in terms.items():
-        if name.startswith("joint/"):
-            joined[name.replace("joint", "objectness")] = value + terms[name.replace("joint", "focal")]
-    return joined
-
-
 @pytest.mark.needs("clean_same_order/loss/names")
 def test_matchings(step):
     """The same (query, object) pairs in every set; which copy of an object a query has does not matter."""
@@ -154,7 +123,7 @@ def test_matchings(step):
 @pytest.mark.parametrize("variant", ["clean_same_order", "clean"])
 def test_loss_terms(step, variant):
     got = step if variant == "clean_same_order" else step.swapped
-    want = stored_terms(step.vectors, variant)
+    want = stored_terms(step.vectors[f"{variant}/loss/names"], step.vectors[f"{variant}/loss/unweighted"])
     ours = program_terms(got.terms)
     if variant == "clean":  # here the prompts themselves are as in the program's distillation loss
         ours = ours | {"naming": program_terms(step.terms)["naming"]}

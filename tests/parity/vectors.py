@@ -1,6 +1,7 @@
 """Reads the authors' numbers: `vectors[key]`, subsets of large arrays, and the weights behind them."""
 
 import importlib.util
+from copy import copy
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,12 @@ class Vectors:
         """The names that follow a prefix, in the file's order."""
         found = (key.removeprefix(prefix).split("/") for key in self.arrays if key.startswith(prefix))
         return list(dict.fromkeys("/".join(parts[:depth]) for parts in found))
+
+    def within(self, prefix: str) -> "Vectors":
+        """The part whose keys start with a prefix, without it."""
+        part = copy(self)
+        part.arrays = {key.removeprefix(prefix): x for key, x in self.arrays.items() if key.startswith(prefix)}
+        return part
 
     def pair(self, key: str, got: Any) -> tuple[np.ndarray, np.ndarray]:
         """Stored and computed numbers of a key, whole or strided alike."""
