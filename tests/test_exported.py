@@ -25,7 +25,7 @@ from tests.test_dependencies import ROOT, modules_of, required
 
 DETECTING = file_of((128, 128))
 # Of what the package requires, all that programs need: docs/export.md.
-ALONE = {"absl-py", "jax", "jaxtyping", "ml_collections", "numpy", "pillow", "PyYAML", "safetensors", "scipy", "tqdm"}
+ALONE = {"absl-py", "jax", "jaxtyping", "ml_collections", "numpy", "pillow", "pyyaml", "safetensors", "scipy", "tqdm"}
 CLOSE = 1e-5  # of numbers up to 1: what XLA's other order of the same sums may change, many times over
 
 
