@@ -222,7 +222,7 @@ def find_tokenizer(given: str, config: Config, converted: Path | None) -> str:
     try:
         load_tokenizer(name, config.model.t5.vocab_size)
     except TokenizerError as error:
-        raise InputError(f"--tokenizer {name}: {error}") from error
+        raise InputError(f"--tokenizer {name}: {' '.join(str(error).split())}") from error
     return name
 
 
