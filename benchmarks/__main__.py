@@ -72,9 +72,9 @@ def filled(page: str, name: str, text: str) -> str:
 
 
 def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return f"{len(names)} cores of {names[0]}" if names else platform.platform()
 
 
