@@ -5,7 +5,6 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -26,7 +25,7 @@ from tests.golden.parameters import FOLDER
 from tests.losses import examples
 from tests.reliability import tiny
 
-STEPS, QUERIES = 30, 5
+STEPS, QUERIES = 40, 8
 
 
 def differences(config: Config, other: Config) -> dict[str, object]:
@@ -36,20 +35,24 @@ def differences(config: Config, other: Config) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs", "queries"),
-    [("generateu_t", generateu_t, swin_t, 300), ("generateu_tiny", generateu_tiny, scenes_tiny, 32)],
+    ("ours", "theirs", "queries", "fields"),
+    [
+        (generateu_t, swin_t, 300, {"name": "generateu_t", "model.max_queries": 300}),
+        (generateu_tiny, scenes_tiny, 32, {"name": "generateu_tiny", "model.min_queries": 32}),
+    ],
 )
-def test_what_differs_from_open_det(name, ours, theirs, queries):
-    """Every switch of the table, and nothing else. (Small configs have normalised prompts in any case.)"""
+def test_what_differs_from_open_det(ours, theirs, queries, fields):
+    """Every switch of the table, and nothing else. scenes_tiny has normalised prompts in any case."""
     ablations = ("object_detector", "aligner", "l_to_v", "distiller", "lora_head")
     ablations += ("text_denoising", "masked_alignment", "joint_loss")
     want: dict[str, object] = {f"ablation.{switch}": False for switch in ablations}
-    want |= {"model.denoising_queries": 0, "model.min_queries": queries, "name": name}
-    if name == "generateu_t":
-        want |= {"model.max_queries": queries, "model.normalise_prompts_at_inference": True}
-    config = parse_config(ours.get_config())
-    assert differences(config, parse_config(theirs.get_config())) == want
-    assert (config.model.max_queries, config.model.normalise_prompts_at_inference) == (queries, True)
+    want |= {"model.denoising_queries": 0, **fields}
+    config, other = parse_config(ours.get_config()), parse_config(theirs.get_config())
+    if not other.model.normalise_prompts_at_inference:
+        want["model.normalise_prompts_at_inference"] = True
+    assert differences(config, other) == want
+    assert (config.model.min_queries, config.model.max_queries) == (queries, queries)
+    assert config.model.normalise_prompts_at_inference
     assert {switch for switch, on in asdict(config.ablation).items() if on} == {"train_llm"}
 
 
@@ -109,8 +112,9 @@ def trained(tmp_path_factory) -> Path:
     """A run on two scenes, the same two at every step."""
     workdir = tmp_path_factory.mktemp("generateu")
     config = generateu_t.as_generateu(tiny.get_config(), QUERIES)
-    config.data.update(scenes_train=2, flip_probability=0.0)
+    config.data.update(scenes_train=2, flip_probability=0.0, max_objects=8)
     config.train.update(steps=STEPS, checkpoint_every=0)
+    config.optimizer.update(detector_rate=3e-3, backbone_rate=3e-3, generator_rate=3e-3)
     train(parse_config(config), workdir)
     return workdir
 
@@ -118,23 +122,24 @@ def trained(tmp_path_factory) -> Path:
 def test_it_trains(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    terms = {name for name in rows[0] if "/" in name or name in ("naming", "text_denoising", "total")}
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    others = {"step", "gradient_norm", "update_norm"}
+    terms = {name for name in rows[0] if not name.startswith("learning_rate/")} - others
     sets = ("layer_1", "layer_2", "encoder")
-    rates = {name for name in terms if name.startswith("rate/")}
-    assert terms - rates == {
+    assert terms == {
         "naming",
         "total",
         *(f"{term}/{name}" for term in ("l1", "giou", "focal", "alignment") for name in sets),
     }
-    assert all(math.isfinite(value) for row in rows for value in row.values())
-    for name in ("total", "naming", "l1/layer_2", "alignment/layer_2"):
-        assert rows[-1][name] < 0.9 * rows[0][name], f"{name}: {rows[0][name]} → {rows[-1][name]}"
+    falling = ("total", "naming", *(f"{term}/layer_2" for term in ("l1", "giou", "focal", "alignment")))
+    changes = {name: rows[-1][name] / rows[0][name] for name in falling}
+    assert all(change < 0.8 for change in changes.values()), changes
 
 
 def test_it_is_evaluated_and_predicts(trained):
     scores = json.loads((trained / "eval/scenes/metrics.json").read_text())
     assert (scores["images"], scores["step"]) == (2, STEPS)
-    assert all(math.isfinite(scores[name]) for name in ("AP", "agnostic_AP", "naming_accuracy"))
+    assert all(math.isfinite(scores[name]) for name in ("AP", "agnostic_AP"))
     picture, _ = draw_scene(seed=0, split="val", index=0, size=32)
     found = opendet_jax.load(str(trained)).detect(picture, min_score=0.0, nms_iou=1.0)
     assert len(found) == QUERIES  # whatever they score
