@@ -1,7 +1,7 @@
 """GenerateU with Swin-T, the baseline of the Open-Det paper, by switches of this program. docs/generateu.md explains.
 
 *Generative Region-Language Pretraining for Open-Ended Object Detection* (CVPR 2024, arXiv 2403.10191).
-Sizes, data and schedule are those of configs/swin_t.py, as in table 3: what differs in the score is the method.
+Sizes, data and schedule are those of configs/swin_t.py, as in the paper's table 3: only the method differs.
 
     opendet train generateu_t                as opendet train swin_t, with the same data flags
     opendet train generateu_t:published      with GenerateU's own schedule: 149 epochs of Visual Genome, batches of 64
@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "published", "scenes"):
         raise ConfigError(f"configs/generateu_t.py:{variant} does not exist; there are :published and :scenes")
     config = swin_t.get_config(variant if variant == "scenes" else "")
-    config.name = "_".join(["generateu_t", variant]) if variant else "generateu_t"
+    config.name = f"generateu_t_{variant}" if variant else "generateu_t"
     if variant == "published":
         _schedule(config)
     return as_generateu(config, QUERIES)
@@ -32,7 +32,7 @@ def as_generateu(config: ConfigDict, queries: int) -> ConfigDict:
     config.ablation.update(object_detector=False, aligner=False, l_to_v=False, distiller=False)
     config.ablation.update(lora_head=False, text_denoising=False, masked_alignment=False, joint_loss=False)
     config.model.update(max_queries=queries, min_queries=queries, denoising_queries=0)
-    # GenerateU's prompts enter T5 alike in training and inference; nothing but this makes ours.
+    # In training prompts are normalised here. GenerateU's enter T5 at inference as they did in training.
     config.model.normalise_prompts_at_inference = True
     return config
 
