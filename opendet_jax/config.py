@@ -76,7 +76,7 @@ class ModelConfig:
     min_queries: int = 300  # taken when no token passes the threshold
     score_threshold: float = 0.05  # τ of Eq. 1
     query_fill: Literal["none", "program"] = "none"  # "program": few queries are topped up as the authors' program does
-    denoising_queries: int = 200  # positives and negatives of all groups together
+    denoising_queries: int = 200  # positives and negatives of all groups together; 0 = none, and no label embedding
     denoising_labels: int = 92  # rows of the label embedding
     distiller_points: int = 16  # deformable attention of distiller and aligner, per head and level
     distiller_blocks: int = 2  # in each of the two branches
@@ -95,6 +95,7 @@ class Ablation:
     """Rows of the paper's tables 3, 4 and 5, each on by default."""
 
     object_detector: bool = True  # off: all layers one-to-one with one self-attention, min_queries fixed queries
+    aligner: bool = True  # off: V-to-L is a dot product with the plain query, as in GenerateU
     l_to_v: bool = True  # off: V-to-L alignment only
     distiller: bool = True  # off: queries projected straight into the language model, as GenerateU does
     lora_head: bool = True  # off: no low-rank correction of T5's head

@@ -204,6 +204,7 @@ def validate(config: Config) -> None:
         model.min_queries,
         f"at most model.max_queries = {model.max_queries}",
     )
+    _require(model.denoising_queries >= 0, "model.denoising_queries", model.denoising_queries, "0 (none) or a number")
     rates = {"backbone.drop_path_rate": swin.drop_path_rate, "t5.dropout": model.t5.dropout}
     rates |= {name: getattr(model, name) for name in ("distiller_dropout", "prompt_dropout", "generator_dropout")}
     for name, rate in rates.items():

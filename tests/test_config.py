@@ -15,7 +15,7 @@ from opendet_jax.config import Config, ConfigError
 from opendet_jax.config_files import METRICS, parse_config
 from opendet_jax.evaluate.evaluator import Evaluator
 
-SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json"]
+SHIPPED = ["swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json", "generateu_t", "generateu_tiny"]
 
 
 def shipped(name: str) -> Config:
@@ -55,6 +55,7 @@ def test_paper_values():
         ({"data": {"buckets": [[100, 128]]}}, r"config\.data\.buckets = \(100, 128\): must be multiples of 32"),
         ({"data": {"crop_range": [1, 2, 3]}}, r"config\.data\.crop_range = \[1, 2, 3\]: must have 2 entries"),
         ({"data": {"text_embeddings": "table"}}, r"config\.data\.text_table = ''"),
+        ({"model": {"denoising_queries": -1}}, r"config\.model\.denoising_queries = -1: must be 0 \(none\)"),
         ({"model": {"min_queries": 901}}, r"config\.model\.min_queries = 901: must be at most"),
         ({"data": {"scenes_size": 16}}, r"config\.data\.scenes_size = 16: must be at least 32"),
         ({"data": {"train_limit": -1}}, r"config\.data\.train_limit = -1: must be 0 \(all\)"),

@@ -52,7 +52,14 @@ def test_every_stage_builds_at_full_size(name):
     assert shapes(after) == shapes(state)
     layers = config.model.one_to_many_layers + config.model.one_to_one_layers
     assert {f"giou/layer_{n + 1}" for n in range(layers)} < set(terms)
-    assert {"naming", "text_denoising", f"distillation/layer_{layers}", "total"} < set(terms)
+    of_switches = {
+        "text_denoising": config.ablation.text_denoising,
+        f"distillation/layer_{layers}": config.ablation.distiller,
+        f"joint/layer_{layers}": config.ablation.joint_loss,
+        f"giou/denoising_{layers}": config.model.denoising_queries > 0,
+    }
+    assert {"naming", "total"} < set(terms)
+    assert {name for name in of_switches if name in terms} == {name for name, on in of_switches.items() if on}
     assert terms.pop("refused").dtype == jnp.int32  # a count
     assert all(term.shape == () and term.dtype == jnp.float32 for term in terms.values())
 

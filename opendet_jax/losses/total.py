@@ -62,7 +62,8 @@ def training_losses(
 ) -> tuple[Float[Array, ""], LossTerms]:
     """(total, terms). Terms are not weighted; their names are "<term>/<set>", "naming", "text_denoising" and "total".
 
-    Sets: layer_1 … layer_A, encoder, denoising_1 … denoising_A. Normalisers are over the whole (global) batch.
+    Sets: layer_1 … layer_A, encoder, denoising_1 … denoising_A (unless N = 0). Normalisers are over the
+    whole (global) batch.
 
     Args:
       training: what the model computed.
@@ -83,9 +84,10 @@ def training_losses(
         matched = matches[mode].object
         terms |= _per_set(names, _detection_terms(predictions, matched, targets, mode.copies * count, ablation))
         terms |= _per_set(names, _alignment_terms(predictions, matched, targets, mode, ablation, config))
-    names, predictions, matched = denoising_sets(training, targets)
-    groups = jnp.maximum(training.denoising.groups, 1)
-    terms |= _per_set(names, _detection_terms(predictions, matched, targets, groups * count, ablation))
+    if training.denoising.valid.shape[1]:
+        names, predictions, matched = denoising_sets(training, targets)
+        groups = jnp.maximum(training.denoising.groups, 1)
+        terms |= _per_set(names, _detection_terms(predictions, matched, targets, groups * count, ablation))
 
     layers = min(PROMPTED_LAYERS, len(matches[ONE_TO_ONE].object) - 1)
     prompted = prompted_queries(training, matches[ONE_TO_ONE], layers)
@@ -203,12 +205,13 @@ def _distillation_terms(
 ) -> dict[str, Float[Array, ""]]:
     layers, objects = len(prompted.object), targets.valid.shape[1]
     losses = jax.vmap(distillation_loss, in_axes=(0, None, 0))
-    denoising = losses(prompts.distilled[:, :, :-objects], targets.texts, prompted.object[:, :, :-objects])
     matching = losses(prompts.distilled[:, :, -objects:], targets.texts, prompted.object[:, :, -objects:])
     numbers = range(decoder_layers - layers + 1, decoder_layers + 1)
-    return {f"distillation/layer_{n}": loss for n, loss in zip(numbers, matching, strict=True)} | {
-        f"distillation/denoising_{n}": loss for n, loss in zip(numbers, denoising, strict=True)
-    }
+    terms = {f"distillation/layer_{n}": loss for n, loss in zip(numbers, matching, strict=True)}
+    if prompted.object.shape[2] > objects:
+        denoising = losses(prompts.distilled[:, :, :-objects], targets.texts, prompted.object[:, :, :-objects])
+        terms |= {f"distillation/denoising_{n}": loss for n, loss in zip(numbers, denoising, strict=True)}
+    return terms
 
 
 def _language_terms(

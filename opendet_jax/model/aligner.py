@@ -19,10 +19,14 @@ def unit(x: Float[Array, "*n E"]) -> Float[Array, "*n E"]:
 
 
 class Aligner(nn.Module):
-    """S = cos(h·W_v2l + b, T_e) + (h·W_q + b_q)·(T_e·W_l2v + b_l)ᵀ; the second term only if `l_to_v`."""
+    """S = cos(h·W_v2l + b, T_e) + (h·W_q + b_q)·(T_e·W_l2v + b_l)ᵀ; the second term only if `l_to_v`.
+
+    `plain`, as in GenerateU: the first term is (h·W_v2l + b)·T_e, and queries are not refined.
+    """
 
     config: ModelConfig
     l_to_v: bool = True
+    plain: bool = False
 
     def __call__(
         self,
@@ -34,8 +38,8 @@ class Aligner(nn.Module):
     ) -> Float[Array, "B Q G"]:
         """Logits of the alignment, float32, before the sigmoid.
 
-        With `memory` (E_feat) and `boxes` the queries are first refined by a look at E_feat in those boxes; neither
-        is gradient-stopped.
+        With `memory` (E_feat) and `boxes` the queries, unless `plain`, are first refined by a look at E_feat in those
+        boxes; neither is gradient-stopped.
         """
         return self.cosine_and_score(hidden, texts, memory, boxes, deterministic)[1]
 
@@ -48,13 +52,14 @@ class Aligner(nn.Module):
         boxes: Float[Array, "B Q 4"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B Q G"], Float[Array, "B Q G"]]:
-        """The first term of S alone, and S."""
+        """The cosine of the first term, and S."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        if memory is not None and boxes is not None:
+        if memory is not None and boxes is not None and not self.plain:
             refine = DistillerBlock(config, name="refine")
             hidden = refine(hidden, boxes, memory, deterministic=deterministic)
         projected = nn.Dense(config.text_width, dtype=dtype, name="v_to_l")(hidden).astype(jnp.float32)
-        cosine = scores = jnp.einsum("bqe,bge->bqg", unit(projected), unit(texts))
+        cosine = jnp.einsum("bqe,bge->bqg", unit(projected), unit(texts))
+        scores = jnp.einsum("bqe,bge->bqg", projected, unit(texts)) if self.plain else cosine
         if self.l_to_v:
             query = nn.Dense(config.width, dtype=dtype, name="query")(hidden)
             text = nn.Dense(config.width, dtype=dtype, name="l_to_v")(texts)

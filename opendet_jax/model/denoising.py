@@ -39,8 +39,8 @@ class DenoisingQueries:
 
 
 def denoising_slots(config: ModelConfig, max_objects: int) -> int:
-    """N: room for config.denoising_queries, and for one group of the most crowded image (G objects)."""
-    return max(config.denoising_queries, 2 * max_objects)
+    """N: room for config.denoising_queries, and for one group of the most crowded image (G objects); 0 without them."""
+    return max(config.denoising_queries, 2 * max_objects) if config.denoising_queries else 0
 
 
 def draw_randoms(key: Array, batch: int, slots: int, labels: int) -> DenoisingRandoms:
@@ -77,7 +77,10 @@ class Denoising(nn.Module):
 
     @nn.compact
     def __call__(self, objects: Objects, randoms: DenoisingRandoms) -> DenoisingQueries:
-        """B × N denoising queries. Slots without an object have content 0 and the box (½, ½, ½, ½)."""
+        """B × N denoising queries. Slots without an object have content 0 and the box (½, ½, ½, ½).
+
+        Without slots (N = 0) there is no label embedding.
+        """
         config = self.config
         real = jnp.asarray(objects.valid)
         batch, slots = randoms.u_flip.shape
@@ -94,15 +97,18 @@ class Denoising(nn.Module):
         index = order[:, number]  # a padded object where the image has fewer than M
         occupied = used & jnp.take_along_axis(real, index, axis=1)
 
-        label = jnp.where(randoms.u_flip < FLIP_PROBABILITY, randoms.new_label, 0)
-        embedding = nn.Embed(
-            config.denoising_labels,
-            config.width,
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=jnp.dtype(config.dtype),
-            name="label_embedding",
-        )
-        content = jnp.where(occupied[..., None], embedding(label), 0)
+        dtype = jnp.dtype(config.dtype)
+        content = jnp.zeros((batch, slots, config.width), dtype)
+        if slots:
+            label = jnp.where(randoms.u_flip < FLIP_PROBABILITY, randoms.new_label, 0)
+            embedding = nn.Embed(
+                config.denoising_labels,
+                config.width,
+                embedding_init=nn.initializers.normal(1.0),
+                dtype=dtype,
+                name="label_embedding",
+            )
+            content = jnp.where(occupied[..., None], embedding(label), 0)
         boxes = jnp.take_along_axis(jnp.asarray(objects.boxes), index[..., None], axis=1)
         boxes = jnp.where(occupied[..., None], boxes, 0.5)
         disturbed = disturb(boxes, jnp.broadcast_to(negative, occupied.shape), randoms.sign, randoms.u_box)

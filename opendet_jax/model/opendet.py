@@ -59,7 +59,7 @@ class Detected:
 class Agreement:
     """How well the last layer's queries agree with the texts of their image: Eq. 2."""
 
-    cosine: Float[Array, "B Q G"]  # its first term: of the query, brought to E numbers, and the text
+    cosine: Float[Array, "B Q G"]  # of the query, brought to E numbers, and the text: its first term, unless plain
     logits: Float[Array, "B Q G"]  # S
 
 
@@ -94,9 +94,9 @@ class OpenDet(nn.Module):
         self.query_selection = QuerySelection(config, fixed=not ablation.object_detector)
         self.denoising = Denoising(config)
         self.decoder = Decoder(config, ablation)
-        self.aligner_one_to_many = Aligner(config, ablation.l_to_v)
-        self.aligner_one_to_one = Aligner(config, ablation.l_to_v)
-        self.aligner_encoder = Aligner(config, ablation.l_to_v)
+        self.aligner_one_to_many, self.aligner_one_to_one, self.aligner_encoder = (
+            Aligner(config, ablation.l_to_v, plain=not ablation.aligner) for _ in range(3)
+        )
         self.distiller = Distiller(config) if ablation.distiller else DirectPrompts(config)
         self.name_generator = NameGenerator(config, ablation)
 

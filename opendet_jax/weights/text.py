@@ -53,7 +53,8 @@ def t5_rules(prefix: str, path: str, embeddings: Sequence[str] = EMBEDDINGS) -> 
     return tuple(rules)
 
 
-T5_RULES = Rules(t5_rules("", ""))
+# GenerateU's T5 has it, for a loss that its program never asks for.
+T5_RULES = Rules((*t5_rules("", ""), *dead("a temperature that GenerateU keeps and never uses", ("temp",))))
 
 
 _LAYER, _OURS = "text_model.encoder.layers.{i}", "layers_{i}"

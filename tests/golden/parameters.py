@@ -14,7 +14,7 @@ from opendet_jax.parallel.sharding import rule_of
 from opendet_jax.train.optimizer import group_of
 
 FOLDER = Path(__file__).parent
-CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json")
+CONFIGS = ("swin_t", "swin_s", "swin_l", "scenes_tiny", "minilvis", "coco_json", "generateu_t", "generateu_tiny")
 
 
 def shipped(name: str) -> Config:

@@ -1,4 +1,4 @@
-"""Eq. 2 written out in numpy; absent texts; the ablation without L-to-V."""
+"""Eq. 2 written out in numpy; absent texts; the ablations without L-to-V and without the aligner."""
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,20 @@ def test_equation(tiny, tiny_params, inputs):
     np.testing.assert_array_equal(score, got)
     got = Aligner(tiny, l_to_v=False).apply({"params": {"v_to_l": params["v_to_l"]}}, *inputs)
     np.testing.assert_allclose(got, v_to_l, atol=1e-5)
+
+
+def test_the_plain_one_is_a_dot_product_without_a_second_look(tiny, tiny_params, tiny_pyramids, inputs):
+    """As in GenerateU. The cosine is said all the same."""
+    params = {"params": {"v_to_l": tiny_params["aligner_encoder"]["v_to_l"]}}
+    hidden, texts = map(np.asarray, inputs)
+    weights = {name: np.asarray(value) for name, value in params["params"]["v_to_l"].items()}
+    want = (hidden @ weights["kernel"] + weights["bias"]) @ texts.swapaxes(1, 2)
+    aligner, looks = Aligner(tiny, l_to_v=False, plain=True), (tiny_pyramids[1], jnp.full((2, 5, 4), 0.4))
+    np.testing.assert_allclose(aligner.apply(params, *inputs), want, atol=1e-5)
+    cosine, score = aligner.apply(params, *inputs, *looks, method="cosine_and_score")
+    np.testing.assert_allclose(score, want, atol=1e-5)
+    np.testing.assert_allclose(cosine, Aligner(tiny, l_to_v=False).apply(params, *inputs), atol=1e-6)
+    assert set(aligner.init(jax.random.key(0), *inputs, *looks)["params"]) == {"v_to_l"}
 
 
 def test_parameters(tiny, inputs):

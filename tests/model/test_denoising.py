@@ -37,6 +37,19 @@ def test_slots_hold_the_configured_number_or_one_crowded_group(tiny):
     assert denoising_slots(tiny, 4) == 12
     assert denoising_slots(tiny, 9) == 18
     assert denoising_slots(replace(tiny, denoising_queries=200), 100) == 200
+    assert denoising_slots(replace(tiny, denoising_queries=0), 100) == 0
+
+
+def test_none_at_all(tiny):
+    """No slots, no parameters, and the queries see each other as ever."""
+    config, objects = replace(tiny, denoising_queries=0), objects_with([[1, 1, 0, 0], [1, 0, 0, 0]])
+    randoms = draw_randoms(jax.random.key(3), 2, denoising_slots(config, 4), tiny.denoising_labels)
+    made, variables = Denoising(config).init_with_output(jax.random.key(0), objects, randoms)
+    assert variables == {}
+    assert (made.content.shape, made.boxes.shape, made.positive.shape) == ((2, 0, 32), (2, 0, 4), (2, 0))
+    query_valid = jnp.array([[True, True, False], [True, True, True]])
+    sees = attention_mask(made, query_valid)
+    np.testing.assert_array_equal(sees, np.broadcast_to(query_valid[:, None], (2, 3, 3)))
 
 
 def test_layout(make):

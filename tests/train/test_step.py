@@ -101,7 +101,8 @@ def test_randomness_depends_on_seed_and_step(default, batch, monkeypatch):
 
 def test_all_ablations_at_once(batch):
     """The plainest model: trains, has only the terms that are left, and of T5 only the head moves."""
-    names = ("object_detector", "l_to_v", "distiller", "lora_head", "text_denoising", "masked_alignment", "joint_loss")
+    names = ("object_detector", "aligner", "l_to_v", "distiller", "lora_head")
+    names += ("text_denoising", "masked_alignment", "joint_loss")
     ablation = Ablation(**dict.fromkeys(names, False), train_llm=False)
     before, after, terms = run(replace(CONFIG, ablation=ablation), batch, 2)
     kinds = {name.partition("/")[0] for name in terms[0]}
