@@ -233,6 +233,7 @@ def test_first_steps(trajectory_vectors, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="steps outside of the band: docs/parity.md lists them")
 @pytest.mark.needs("meta/denoising")
 def test_all_steps(trajectory_vectors, tmp_path, request):
     vectors, pictures = trajectory_vectors, request.config.getoption("--trajectory-pictures")
