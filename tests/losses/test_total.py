@@ -113,6 +113,21 @@ def test_gradients_reach_what_they_should(full):
         assert (queries != 0).any(), name
 
 
+def test_without_denoising_slots_only_their_terms_are_gone(example, full):
+    training, *others = example
+    denoising = training.denoising
+    fields = {name: value[:, :0] for name, value in vars(denoising).items() if name != "groups"}
+    decoded = jax.tree.map(lambda x: x[:, :, N:], training.decoded)
+    without = training.replace(
+        denoising=denoising.replace(**fields), decoded=decoded, alignment=training.alignment[:, :, N:]
+    )
+    terms = terms_only(without, *others, Ablation())
+    assert set(terms) == {name for name in full[0] if "/denoising_" not in name}
+    for name in set(terms) - {"total"}:
+        assert float(terms[name]) == pytest.approx(float(full[0][name]), rel=1e-6), name
+    assert float(terms["total"]) == pytest.approx(total_of(terms), rel=1e-6)
+
+
 OFF = {
     "masked_alignment": (set(), {f"alignment/{s}" for s in [*SETS, "encoder"]}),
     "joint_loss": ({f"joint/{s}" for s in [*SETS, "encoder", *DENOISING]}, set()),
