@@ -111,7 +111,12 @@ def read_flag(flag: flags.FlagHolder) -> Config:
 def flag_problem(error: Exception) -> str:
     """What was wrong with the arguments, for someone at a keyboard."""
     if not isinstance(error, flags.Error):
-        return "a --config field does not exist: " + str(error.args[0]).replace("\n", " ")
+        said = str(error.args[0])  # of ml_collections, quoted up to three times
+        asked = re.search(r"\w+", said.replace("\\n", "\n"))
+        near = re.search(r'Did you mean "([^"]+)"', said)
+        return f"a --config field does not exist: {asked[0] if asked else said}" + (
+            f"; did you mean {near[1]}?" if near else ""
+        )
     refused = re.search(r"^opendet_jax\.[\w.]+: (.*)", str(error), re.MULTILINE | re.DOTALL)  # at a traceback's end
     return refused[1].strip() if refused else str(error)
 

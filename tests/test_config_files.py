@@ -34,7 +34,10 @@ def test_a_mixture_on_the_command_line():
             r"--config=configs/none\.py: there is no file configs/none\.py, .*, scenes_tiny, ",
         ),
         (["--config=configs/minilvis.py:some"], r"^configs/minilvis\.py:some does not exist; there is"),
-        (["--config=configs/minilvis.py", "--config.data.batchsize=3"], 'Did you mean "batch_size"'),
+        (
+            ["--config=configs/minilvis.py", "--config.data.batchsize=3"],
+            r"does not exist: batchsize; did you mean batch_size\?$",
+        ),
         (["--config=configs/minilvis.py", "--config.data.batch_size=three"], "batch_size=three"),
         (["--config=configs/minilvis.py", "--config.data.batch_size=0"], r"config\.data\.batch_size = 0: must be"),
         (["--config=configs/minilvis.py", "extra"], "'extra' is no argument"),
