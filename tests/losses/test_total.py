@@ -1,5 +1,7 @@
 """The total on a small example: terms, weights, masks, ablations (docs/method.md#11-total-loss-and-optimizer)."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,8 @@ def test_padding_influences_nothing(example, full):
     """Bitwise, in values and gradients: padded objects, invalid queries, unused denoising slots."""
     training, weights, objects, noise = example
     real = objects.valid[..., None]
-    poisoned_objects = objects.replace(
+    poisoned_objects = replace(
+        objects,
         boxes=jnp.where(real, objects.boxes, jnp.nan),
         texts=jnp.where(real, objects.texts, jnp.nan),
         tokens=jnp.where(real, objects.tokens, 7),
@@ -187,7 +190,8 @@ def test_saturated_predictions_are_finite(example, sign):
         alignment=jnp.full_like(training.alignment, -500 * sign),
         encoder_alignment=jnp.full_like(training.encoder_alignment, -500 * sign),
     )
-    objects = objects.replace(
+    objects = replace(
+        objects,
         boxes=jnp.broadcast_to(corner, objects.boxes.shape),
         texts=jnp.broadcast_to(objects.texts[:1, :1], objects.texts.shape),
     )

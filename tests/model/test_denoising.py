@@ -93,7 +93,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(make):
     objects = objects_with([[0, 1, 0, 1], [1, 1, 0, 0]])
     made = make(objects)
     np.testing.assert_array_equal(made.object[0][:2], [1, 3])
-    spoilt = objects.replace(boxes=np.where(objects.valid[..., None], objects.boxes, np.float32(7.0)))
+    spoilt = replace(objects, boxes=np.where(objects.valid[..., None], objects.boxes, np.float32(7.0)))
     for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(make(spoilt)), strict=True):
         np.testing.assert_array_equal(a, b)
 

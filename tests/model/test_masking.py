@@ -58,13 +58,14 @@ def test_some_slots_are_empty(train, tiny_images, tiny_objects):
 
 
 def test_hidden_pixels(train, tiny_images, tiny_objects):
-    spoilt = tiny_images.replace(pixels=np.where(tiny_images.mask[..., None], tiny_images.pixels, np.uint8(255)))
+    spoilt = replace(tiny_images, pixels=np.where(tiny_images.mask[..., None], tiny_images.pixels, np.uint8(255)))
     assert_identical(train(tiny_images, tiny_objects), train(spoilt, tiny_objects))
 
 
 def test_padded_objects(train, tiny_images, tiny_objects):
     real = tiny_objects.valid[..., None]
-    spoilt = tiny_objects.replace(
+    spoilt = replace(
+        tiny_objects,
         boxes=np.where(real, tiny_objects.boxes, np.float32(9.0)),
         texts=np.where(real, tiny_objects.texts, np.float32(-3.0)),
         tokens=np.where(real, tiny_objects.tokens, 7).astype(np.int32),

@@ -182,7 +182,7 @@ def test_bfloat16_is_finite(tiny, tiny_params, tiny_images, tiny_objects, random
 
 def test_gradients_between_stages(tiny, tiny_params, tiny_images, tiny_objects, randoms):
     """Which stages each kind of output teaches; and no gradient is NaN where a whole batch has no object."""
-    nobody = tiny_objects.replace(valid=np.zeros_like(tiny_objects.valid), texts=np.zeros_like(tiny_objects.texts))
+    nobody = replace(tiny_objects, valid=np.zeros_like(tiny_objects.valid), texts=np.zeros_like(tiny_objects.texts))
 
     @jax.jit
     def gradients(which, objects):

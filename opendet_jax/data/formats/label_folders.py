@@ -117,7 +117,7 @@ class _Texts(yaml.BaseLoader):
 
 def _fields(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.load(path.read_text(encoding="utf-8-sig"), _Texts)  # builds dicts, lists and texts alone
+        fields = _Texts(path.read_text(encoding="utf-8-sig")).get_single_data()  # dicts, lists and texts alone
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
