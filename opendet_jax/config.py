@@ -250,7 +250,7 @@ class PredictConfig:
     max_detections: int = 100  # boxes of an image, the best
     min_score: float = 0.3  # of boxes that are shown
     nms_iou: float = 0.9  # overlap above which the worse of two boxes goes
-    batch_size: int = 8  # images of one padded size that are detected together
+    batch_size: int = 1  # images of one padded size that are detected together: docs/python.md#many-pictures
     names: str = ""  # to choose from, separated by commas or on lines of their own; empty: the model makes them up
     by: Literal["language", "alignment"] = "language"  # how it chooses among them: docs/python.md
 
