@@ -277,7 +277,7 @@ def rendered(name: str, pixels: Pixels, found: "Detections") -> str:
         lines = "".join(f"<span>{name} {score:z.2f}</span>" for name, score in scored)
         cards += (
             f'<div class=object tabindex=0 style="{area};z-index:{level}"><div class=card style="{beside}">'
-            f"<b>{names[0]}: {score}</b><i>names, with mean log-probability</i>{lines}</div></div>"
+            f"<b>{names[0]}: {score}</b><i>names, with their scores</i>{lines}</div></div>"
         )
     head = "<tr><th>Name<th>Score<th>Other names<th class=number>Box: x0, y0, x1, y1</tr>"
     json = base64.b64encode(found.to_json().encode()).decode()

@@ -5,6 +5,8 @@ detection is objectness × the probability that the generator gives to the name.
 training uses alone, compares each query with the names' text embeddings (Eq. 2), and the score is objectness × σ(S).
 
 Letters: N names, E text width.
+
+Method: docs/method.md#beam-search, docs/method.md#13-evaluation.
 """
 
 import re
@@ -57,17 +59,16 @@ def given_names(names: Sequence[str], by: By, config: Config) -> GivenNames:
 
     Raises:
         TypeError: `names` is one text, or holds something else than texts.
-        ValueError: there is none, one is empty, or `by` is neither "language" nor "alignment".
-        InputError: the table of text embeddings lacks some (EmbeddingError), or two of them are one name in the
-            language model's tokens.
+        InputError: there is none, one is empty, `by` is neither "language" nor "alignment", the table of text
+            embeddings lacks some (EmbeddingError), or two of them are one name in the language model's tokens.
     """
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"names is a list of names, not {names!r:.60}")
     if by not in get_args(By):
-        raise ValueError(f"by is {' or '.join(map(repr, get_args(By)))}, not {by!r:.40}")
+        raise InputError(f"by is {' or '.join(map(repr, get_args(By)))}, not {by!r:.40}")
     kept = tuple(dict.fromkeys(name.strip() for name in names))
     if not kept or "" in kept:
-        raise ValueError("names has an empty name" if kept else "names is empty: give at least one name")
+        raise InputError("names has an empty name" if kept else "names is empty: give at least one name")
     return _aligned(kept, config) if by == "alignment" else _spelled(kept, config)
 
 

@@ -142,7 +142,10 @@ class Inference:
         rows = (images_of, np.concatenate(chosen))
         if isinstance(given, AlignedNames):
             name_scores = agreement[rows]
-            names = [[given.names[place] for place in places] for places in agreed[rows].tolist()]
+            names = [
+                [given.names[place] for place, score in zip(places, own, strict=True) if score != -np.inf]
+                for places, own in zip(agreed[rows].tolist(), name_scores, strict=True)
+            ]
         else:
             names, name_scores = self.name(prompts[rows], given)
         found, start = [], 0
@@ -230,7 +233,7 @@ class Inference:
             generated = self._generate(self.params, self.place(padded), trie, most_tokens=most_tokens)
             tokens, beam_scores = (x[: len(chunk)] for x in jax.device_get(generated))
             names += [
-                [decode(beam) for beam, score in zip(beams, own, strict=True) if score > -np.inf]
+                [decode(beam) for beam, score in zip(beams, own, strict=True) if score != -np.inf]
                 for beams, own in zip(tokens, beam_scores, strict=True)
             ]
             scores.append(beam_scores)

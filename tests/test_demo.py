@@ -197,7 +197,7 @@ def test_the_pointer_on_a_box_shows_its_other_names(page, found):
         assert cards.locator("visible=true").count() == 1
         assert cards.nth(place).inner_text().splitlines() == [
             f"{name}: {SCORES[place]:.2f}",
-            "names, with mean log-probability",
+            "names, with their scores",
             f"{name} 0.00",
             "a <second> name -1.50",
         ]

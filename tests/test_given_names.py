@@ -45,7 +45,7 @@ def test_by_language_names_come_back_as_they_were_written():
     ("names", "message"), [([], "names is empty"), (["cat", " "], "names has an empty name"), ([""], "empty name")]
 )
 def test_nothing_to_choose_from(names, by, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         given_names(names, by, CONFIG)
 
 
@@ -64,7 +64,7 @@ for names, by in (("cat", "language"), (["cat", 1], "language"), (["cat"], "magi
     assert run.stdout.splitlines() == [
         "TypeError names is a list of names, not 'cat'",
         "TypeError names is a list of names, not ['cat', 1]",
-        "ValueError by is 'language' or 'alignment', not 'magic'",
+        "InputError by is 'language' or 'alignment', not 'magic'",
     ]
 
 

@@ -1,5 +1,6 @@
 """Which detections are kept and named, with a model whose outputs are its parameters."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from configs.scenes_tiny import get_config
 from opendet_jax.batch import Images
 from opendet_jax.config import Config, EvalConfig
 from opendet_jax.config_files import parse_config
+from opendet_jax.given_names import AlignedNames
 from opendet_jax.inference import Inference, Selection
 from opendet_jax.model.opendet import OpenDet, init_params
 from tests.stand_ins import encoded
@@ -169,6 +171,40 @@ def test_parameters_may_be_replaced():
     found = inference(images(1), [(10, 10)], EVERYTHING)[0]
     assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
     assert inference._encode._cache_size() == inference._decode_queries._cache_size() == 1
+
+
+class Agreeing(Scripted):
+    """Agrees with the names in their order."""
+
+    def agree(self, detected, memory, texts):
+        logits = jnp.broadcast_to(
+            -jnp.arange(texts.shape[1], dtype=jnp.float32), (*detected.prompts.shape[:2], texts.shape[1])
+        )
+        return SimpleNamespace(logits=logits)
+
+
+def test_fewer_given_names_than_beams():
+    """The rows of zeros that fill the names up are no names."""
+    config = replace(CONFIG, eval=replace(CONFIG.eval, num_beams=4))
+    params = {"boxes": spread(1, 2), "logits": np.array([[2.0, 0.0]]), "valid": np.ones((1, 2), bool)}
+    inference = Inference(Agreeing(), params, config, decode)
+    given = AlignedNames(("a", "b", "c"), np.eye(4, 8, dtype=np.float32) * np.array([[1], [1], [1], [0]], np.float32))
+    [found] = inference(images(1), [(10, 10)], EVERYTHING, given)
+    assert found.names == [["a", "b", "c"]] * 2
+    probabilities = 1 / (1 + np.exp([0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(np.exp(found.name_scores[:, :3]), [probabilities] * 2, rtol=1e-5)
+    assert (found.name_scores[:, 3] == -np.inf).all()
+    np.testing.assert_allclose(found.scores, [0.5 / (1 + np.exp(-2.0)), 0.25], rtol=1e-5)
+
+
+def test_a_score_that_is_no_number_takes_no_name_away():
+    class Broken(Scripted):
+        def generate(self, *arguments):
+            return SimpleNamespace(tokens=super().generate(*arguments).tokens, scores=jnp.full((2, BEAMS), jnp.nan))
+
+    params = {"boxes": spread(1, 1), "logits": np.zeros((1, 1)), "valid": np.ones((1, 1), bool)}
+    [found] = Inference(Broken(), params, CONFIG, decode)(images(1), [(10, 10)], EVERYTHING)
+    assert found.names == [["image 0 query 0 beam 0", "image 0 query 0 beam 1"]]
 
 
 def test_fits_the_model():

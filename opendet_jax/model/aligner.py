@@ -1,4 +1,5 @@
-"""Bidirectional vision–language alignment, BVLA-M (Eq. 2): query–text scores, for training only.
+"""Bidirectional vision–language alignment, BVLA-M (Eq. 2): query–text scores. Training learns by them; inference does
+without, unless it is to choose among given names.
 
 Method: docs/method.md#5-aligner.
 """

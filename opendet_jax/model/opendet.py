@@ -1,6 +1,6 @@
 """Open-Det, figure 2 of the paper as code: image → detector → (training: aligner) → distiller → name generator.
 
-    backbone → neck ─→ encoder ─→ query selection → decoder ─→ aligner            query–text scores (training)
+    backbone → neck ─→ encoder ─→ query selection → decoder ─→ aligner            query–text scores (training, `agree`)
                B_feat   E_feat     Eq. 1             │  ↑      Eq. 2
                  │        │        denoising ────────┼──┘                         (training)
                  └────────┴──────────────────→ distiller → VL-prompts → name generator → names
@@ -112,13 +112,13 @@ class OpenDet(nn.Module):
         return Detected(queries=queries, decoded=decoded, prompts=prompts.language)
 
     def detect_and_align(self, images: Images, texts: Float[Array, "B G E"]) -> tuple[Detected, Agreement]:
-        """`detect`, and what the aligner says of the texts, which no result depends on; to analyse a model."""
+        """`detect`, and what the aligner says of the texts; to analyse a model."""
         features, memory, queries = self.encode(images, deterministic=True)
         detected = self.decode(features, memory, queries)
         return detected, self.agree(detected, memory, texts)
 
     def agree(self, detected: Detected, memory: Memory, texts: Float[Array, "B G E"]) -> Agreement:
-        """What the aligner says of texts: the classifier of a given list of names, which training makes by the way."""
+        """What the aligner, which serves training, says of any texts: it can choose among given names, too."""
         hidden, boxes = detected.decoded.hidden[-1], detected.decoded.boxes[-1]
         cosine, logits = self.aligner_one_to_one.cosine_and_score(hidden, texts, memory, boxes)
         return Agreement(cosine=cosine, logits=logits)

@@ -83,7 +83,7 @@ class Detector:
         nms_iou: float = _DEFAULTS.nms_iou,
         *,
         names: Sequence[str] | None = None,
-        by: By = "language",
+        by: By = _DEFAULTS.by,
         batch_size: int = _DEFAULTS.batch_size,
     ) -> Detections | list[Detections]:
         """The objects of one image, or a list of them for a list of images.
@@ -91,7 +91,7 @@ class Detector:
         Args:
             images: a path, the content of a file as bytes, a file opened for bytes, a PIL image, an array of RGB or
                 grey (docs/python.md#what-may-be-an-image); or a list of these.
-            max_detections: the best so many are returned.
+            max_detections: the best so many are returned; with `names` by language, so many are named.
             min_score: those that score less are not.
             nms_iou: of two boxes that overlap more than this, the better one stays.
             names: the names to choose from; None: the model makes them up. What is none of them scores low.
@@ -118,7 +118,7 @@ class Detector:
         nms_iou: float = _DEFAULTS.nms_iou,
         *,
         names: Sequence[str] | None = None,
-        by: By = "language",
+        by: By = _DEFAULTS.by,
         batch_size: int = _DEFAULTS.batch_size,
     ) -> Iterator[Detections]:
         """`detect` for images that come one after the other, of a video say: their Detections in the same order.

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from opendet_jax.checkpoints.folder import Converted, load, read_shapes
@@ -28,7 +29,7 @@ FREE = {
     *("normalise_prompts_at_inference", "dtype", "remat", "remat_keeps"),
 }
 
-
+LISTED = 5  # parameters in a message
 Reader = Callable[[Path, str], Converted]
 
 
@@ -38,24 +39,34 @@ def initialise(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
     Raises:
         WeightsError: a folder holds something else, or a model of other sizes (each is named).
     """
-    return _put(params, config, load)
+    return _put(params, config, load)[0]
 
 
 def check_start(shapes: Mapping[str, Any], config: Config) -> None:
-    """Raises WeightsError as `initialise` would, from the shapes of the parameters: nothing is loaded."""
-    _put(shapes, config, read_shapes)
+    """Raises WeightsError as `initialise` would, from the shapes of the parameters: nothing is loaded.
+
+    Logs which parameters a whole model does not have, a baseline that is to become Open-Det say: they stay random.
+    """
+    missing = _put(shapes, config, read_shapes)[1]
+    if missing:
+        listed = ", ".join(missing[:LISTED]) + (", …" if len(missing) > LISTED else "")
+        logging.warning("%s has none of %d parameters, which begin random: %s", config.init.model, len(missing), listed)
 
 
-def _put(params: Mapping[str, Any], config: Config, read: Reader) -> dict[str, Any]:
+def _put(params: Mapping[str, Any], config: Config, read: Reader) -> tuple[dict[str, Any], list[str]]:
+    """The parameters, and the names of those that `init.model` does not have."""
     leaves, model = flat(params), config.model
+    missing: list[str] = []
     if config.init.model:
-        leaves |= _part(read, find_model(config.init.model), "opendet", "", asdict(model), leaves)
+        found = _part(read, find_model(config.init.model), "opendet", "", asdict(model), leaves)
+        missing = [path for path in leaves if path not in found]
+        leaves |= found
     if config.init.backbone:
         leaves |= _part(read, Path(config.init.backbone), "swin", "backbone/", asdict(model.backbone), leaves)
     if config.init.t5:
         sizes = {**asdict(model.t5), "text_width": model.text_width}
         leaves |= _part(read, Path(config.init.t5), "t5", "name_generator/t5/", sizes, leaves)
-    return nested(leaves)
+    return nested(leaves), missing
 
 
 def _part(

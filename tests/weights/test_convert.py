@@ -24,7 +24,7 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.backbone import AUTHORS_SWIN_RULES
 from opendet_jax.weights.embed_names import load_text_encoder
-from opendet_jax.weights.init import describe, initialise
+from opendet_jax.weights.init import check_start, describe, initialise
 from opendet_jax.weights.open_det import OPENDET_RULES
 from opendet_jax.weights.rules import flat, shapes_of
 from opendet_jax.weights.source import read_source
@@ -263,7 +263,7 @@ def test_bad_lists_of_names(converted, tmp_path, name, text, message):
     assert not (tmp_path / "t.npy").exists()
 
 
-def test_a_whole_model_starts_another(converted, tmp_path):
+def test_a_whole_model_starts_another(converted, tmp_path, caplog):
     """A training run's newest checkpoint is a whole model too."""
     config = config_for(converted, backbone="swin")
     model = OpenDet(config.model)
@@ -273,6 +273,15 @@ def test_a_whole_model_starts_another(converted, tmp_path):
     (tmp_path / "run" / "weights.json").unlink()
     started = initialise(fresh, replace(config, init=InitConfig(model=str(tmp_path / "run"))))
     jax.tree.map(np.testing.assert_array_equal, started, trained)
+    begun = replace(config, init=InitConfig(model=str(tmp_path / "run")))
+    check_start(jax.eval_shape(lambda: fresh), begun)
+    assert "begin random" not in caplog.text
+    more = fresh | {"denoising": {"label_embedding": {"embedding": np.zeros((2, 4))}}, "new": {"bias": np.zeros(3)}}
+    lacking = {name: part for name, part in trained.items() if name != "denoising"}
+    save(tmp_path / "lacking", Converted("opendet", config.to_dict(), lacking), {"source": "a test"})
+    begun = replace(config, init=InitConfig(model=str(tmp_path / "lacking")))
+    check_start(jax.eval_shape(lambda: more), begun)
+    assert "lacking has none of 2 parameters, which begin random: denoising/label_embedding" in caplog.text
     other = replace(config, model=replace(config.model, encoder_layers=2), init=InitConfig(model=str(tmp_path / "run")))
     with pytest.raises(WeightsError, match="encoder_layers: the weights 1, the config 2"):
         initialise(fresh, other)

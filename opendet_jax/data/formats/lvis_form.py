@@ -1,8 +1,9 @@
 """The annotations of a data set's images in LVIS v1's form, entry by entry."""
 
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from opendet_jax.config import split_of
 from opendet_jax.data.formats.json_source import PARTS
 from opendet_jax.data.formats.json_stream import is_list, lists_of
 from opendet_jax.data.formats.label_folders import label_form
-from opendet_jax.data.formats.records import Dataset
+from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.files import replacing
 
 
@@ -82,26 +83,21 @@ def _described(dataset: Dataset, root: Path | None) -> Iterator[tuple[str, Itera
 
 
 def _boxes(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    number = 0
+    numbers = itertools.count(1)
     for record in dataset.records:
         columns = (record.boxes.tolist(), record.names, record.category_ids.tolist())
-        for (x0, y0, x1, y1), names, category_id in zip(*columns, strict=True):
-            number += 1
-            yield {
-                "id": number,
-                "image_id": record.image_id,
-                "category_id": category_id,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "names": list(names),
-            }
-        for (x0, y0, x1, y1), category_id in record.ignored:
-            number += 1
-            yield {
-                "id": number,
-                "image_id": record.image_id,
-                "category_id": category_id,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 1,
-            }
+        for corners, names, category_id in zip(*columns, strict=True):
+            yield _box(next(numbers), record, corners, category_id) | {"names": list(names)}
+        for corners, category_id in record.ignored:
+            yield _box(next(numbers), record, corners, category_id) | {"iscrowd": 1}
+
+
+def _box(number: int, record: Record, corners: Sequence[float], category_id: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = corners
+    return {
+        "id": number,
+        "image_id": record.image_id,
+        "category_id": category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+    }
