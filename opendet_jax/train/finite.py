@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from opendet_jax.data.pipeline import TrainingBatch
 from opendet_jax.errors import InputError
@@ -25,20 +25,33 @@ REFUSED = "refused"  # the term that counts refused updates
 Terms = dict[str, Float[Array, ""]]
 
 
-def keep_finite(old: TrainState, new: TrainState, terms: Terms, policy: Policy) -> tuple[TrainState, Terms]:
-    """`new` where losses and gradient are finite, else `old`; and the terms with the number of refused updates so far.
+def is_taken(state: TrainState, terms: Terms, policy: Policy) -> Bool[Array, ""]:
+    """Whether losses and gradient are finite and, where the policy is "stop", no update was refused before.
+
+    The total is not finite if any loss is not. Of finite, clipped gradients AdamW's update is finite, as rates are at
+    most 1.
+    """
+    finite = jnp.isfinite(terms["total"]) & jnp.isfinite(terms["gradient_norm"])
+    return finite if policy == "skip" else finite & (state.refused == 0)
+
+
+def count_refused(
+    old: TrainState, new: TrainState, taken: Bool[Array, ""], terms: Terms, policy: Policy
+) -> tuple[TrainState, Terms]:
+    """`new`, whose arrays are those of `old` where the step is not taken, with the counters of `old` then, too; and the
+    terms with the number of refused updates so far.
 
     A refused step counts as a step where the policy is "skip". Where it is "stop", it does not, and every later step is
     refused too: the state stays what it was before the bad batch until the host stops.
     """
-    # The total is not finite if any loss is not. Of finite, clipped gradients AdamW's update is finite, as rates are at
-    # most 1; were the update asked too, all of the new state would be kept beside the old one until it is whole.
-    finite = jnp.isfinite(terms["total"]) & jnp.isfinite(terms["gradient_norm"])
-    taken = finite if policy == "skip" else finite & (old.refused == 0)
-    kept = jax.tree.map(lambda ours, theirs: jnp.where(taken, ours, theirs), new, old)
-    step = new.step if policy == "skip" else kept.step
+
+    def counter(ours, theirs):
+        return jnp.where(taken, ours, theirs) if ours.ndim == 0 else ours
+
     refused = old.refused + jnp.where(taken, 0, 1)
-    return replace(kept, step=step, refused=refused), terms | {REFUSED: refused}
+    opt_state = jax.tree.map(counter, new.opt_state, old.opt_state)
+    step = new.step if policy == "skip" else counter(new.step, old.step)
+    return replace(new, step=step, opt_state=opt_state, refused=refused), terms | {REFUSED: refused}
 
 
 class NonFiniteError(InputError):

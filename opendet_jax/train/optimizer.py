@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from opendet_jax.config import Ablation, Config, OptimizerConfig
 from opendet_jax.model.opendet import OpenDet, init_params
@@ -66,20 +66,21 @@ class _FreezeState(NamedTuple):
     inner: Any
 
 
-def frozen_for(steps: int, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def frozen_for(steps: int, inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`inner` from step `steps` on; before that no update, and the inner state as it was."""
+    inner = optax.with_extra_args_support(inner)
 
     def init(params):
         return _FreezeState(jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(updates, state, params=None):
-        new_updates, new_inner = inner.update(updates, state.inner, params)
+    def update(updates, state, params=None, **extra):
+        new_updates, new_inner = inner.update(updates, state.inner, params, **extra)
         thawed = state.count >= steps
         new_updates = jax.tree.map(lambda u: jnp.where(thawed, u, jnp.zeros_like(u)), new_updates)
         new_inner = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), new_inner, state.inner)
         return new_updates, _FreezeState(state.count + 1, new_inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _rate(base: float, config: OptimizerConfig, delay: int = 0) -> optax.Schedule:
@@ -94,25 +95,46 @@ def _rate(base: float, config: OptimizerConfig, delay: int = 0) -> optax.Schedul
     return rate
 
 
-def _scale_by_adam() -> optax.GradientTransformation:
-    """optax's Adam, with 1 − β^t to the last digit.
+def _scale_by_adam() -> optax.GradientTransformationExtraArgs:
+    """optax's Adam, with 1 − β^t to the last digit. Where `taken` is False the state stays as it is.
 
     optax subtracts in float32: its 1 − 0.999^t is off by 1.3e-5 over the first hundreds of steps, and so is half of it
     every update, in the same direction for all parameters. The state is optax's.
     """
     adam = optax.scale_by_adam(BETA_1, BETA_2, EPS)
 
-    def update(updates, state, params=None):
-        new: Any = adam.update(updates, state, params)[1]
+    def update(updates, state, params=None, *, taken: Bool[Array, ""] | bool = True, **_):
+        new: Any = kept_unless(taken, adam.update(updates, state, params)[1], state)
         first, second = (-jnp.expm1(new.count * math.log(beta)) for beta in (BETA_1, BETA_2))
         scaled = jax.tree.map(lambda mu, nu: mu / first / (jnp.sqrt(nu / second) + EPS), new.mu, new.nu)
         return scaled, new
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
-def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.GradientTransformation:
-    """Clipping over all that is not frozen, then AdamW by group."""
+def kept_unless(taken: Bool[Array, ""] | bool, new: Any, old: Any) -> Any:
+    """`new` where the step is taken, else `old`, to the last bit.
+
+    Asked where a number is made this is part of making it; of a state that is ready it is one more pass over memory.
+    """
+    return jax.tree.map(lambda ours, theirs: jnp.where(taken, ours, theirs), new, old)
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """To a global norm of at most `norm`, by one factor; optax divides, which XLA does in a pass of its own."""
+
+    def update(updates, state, params=None):
+        factor = jnp.minimum(1.0, norm / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * factor, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.GradientTransformationExtraArgs:
+    """Clipping over all that is not frozen, then AdamW by group.
+
+    Its `update` takes, by name, `taken`: False leaves moments as they are, whatever the gradient holds.
+    """
 
     def adamw(base: float, delay: int = 0) -> optax.GradientTransformation:
         return optax.chain(
@@ -149,7 +171,7 @@ def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.Gradien
         },
         labels,
     )
-    return optax.chain(unfrozen, optax.clip_by_global_norm(config.clip_norm), updates)
+    return optax.chain(unfrozen, _clip(config.clip_norm), updates)
 
 
 def learning_rates(config: OptimizerConfig, step: int) -> dict[str, float]:

@@ -24,8 +24,8 @@ from opendet_jax.model.denoising import denoising_slots, draw_randoms
 from opendet_jax.model.opendet import OpenDet
 from opendet_jax.parallel.mesh import by_example, replicated
 from opendet_jax.parallel.sharding import gathered, partition, stored
-from opendet_jax.train.finite import keep_finite
-from opendet_jax.train.optimizer import TrainState, without_frozen_gradients
+from opendet_jax.train.finite import count_refused, is_taken
+from opendet_jax.train.optimizer import TrainState, kept_unless, without_frozen_gradients
 
 Gradients = Callable[[Any, Batch, Any], tuple[dict[str, Any], Any]]  # (params, batch, key) → (loss terms, gradients)
 Terms = dict[str, Float[Array, ""]]
@@ -87,19 +87,20 @@ def step_gradients(model: OpenDet, config: Config) -> Callable[..., tuple[Terms,
 
 
 def make_train_step(
-    model: OpenDet, optimizer: optax.GradientTransformation, config: Config
+    model: OpenDet, optimizer: optax.GradientTransformationExtraArgs, config: Config
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Terms]]:
     """The step to jit. An update that is not finite is refused (finite.py)."""
     gradients = step_gradients(model, config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
         terms, grads = gradients(state.params, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        terms["update_norm"] = optax.tree.norm(updates)
+        taken = is_taken(state, terms, config.train.non_finite)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, taken=taken)
+        params = kept_unless(taken, optax.apply_updates(state.params, updates), state.params)
         average = moving_average(state.average, params, state.step, config.train.ema)
+        average = kept_unless(taken, average, state.average)
         new = replace(state, step=state.step + 1, params=params, opt_state=opt_state, average=average)
-        return keep_finite(state, new, terms, config.train.non_finite)
+        return count_refused(state, new, taken, terms, config.train.non_finite)
 
     return train_step
 

@@ -7,6 +7,9 @@ gradient norms by 4e-4, and by more where few queries reach a parameter. The aut
 so these units get the values, and these points the sides, that float64 gives them; the others keep their own:
 `at_kinks(kinks)` around the forward pass and the losses. They come from `python -m tests.parity.kinks FILE OUT`, a
 process of its own because float32 is written in the model: here float64 takes its place before the model is imported.
+
+In training (trajectory.py) every step of a run in float64 notes the units and points that are nearest to a kink
+(`nearest_to_kinks`), and the run in float32 takes their sides (`sides`, `with_sides`).
 """
 
 import subprocess
@@ -29,12 +32,14 @@ NEAR_CELL = 2e-5  # of a cell's width: twice the largest error of where a point 
 ASIDE = 4e-7  # of a level's width: so far from a border that float32 keeps a point on its side
 MODULES = "linear1", "layers_0", "layers_1"  # of FeedForward, MLP and Projection: the layers that a ReLU follows
 
+NEAREST = 64  # to a kink: so many units or coordinates of a tensor are looked at in training
+
 Kinks = dict[str, tuple[np.ndarray, np.ndarray]]  # path/call → flat indices, values
 Change = Callable[[str, jax.Array, Any], jax.Array]
 
 
 @contextmanager
-def _watched(change: Change) -> Iterator[None]:
+def watched(change: Change) -> Iterator[None]:
     """Calls `change(path/call, x, scale)` on what enters each ReLU (scale None), and on where each deformable attention
     reads: `scale` brings its locations to cells, whose borders are the numbers n + ½."""
     from opendet_jax.model import layers  # not before float64 has taken its place
@@ -71,7 +76,7 @@ def at_kinks(kinks: Kinks) -> Iterator[None]:
         return flat.at[index].add(error).reshape(x.shape)
 
     kinks = dict(kinks)
-    with _watched(change):
+    with watched(change):
         yield
     assert not kinks, f"{list(kinks)}: not called"
 
@@ -84,6 +89,11 @@ def find_kinks(path: Path) -> Kinks:
         arrays = dict(np.load(out))
     names = [name.removesuffix(":value") for name in arrays if name.endswith(":value")]
     return {name: (arrays[f"{name}:index"], arrays[f"{name}:value"]) for name in names}
+
+
+def kinks_of(name: str) -> tuple[int, ...]:
+    """Of a ReLU, and of the distiller's ReLU6."""
+    return (0, 6) if "/phi" in name else (0,)
 
 
 def beside_kinks(hidden: np.ndarray, kinks: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +117,34 @@ def beside_borders(locations: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray
     return index, (aside + 0.5) / scale[index]
 
 
+def nearest_to_kinks(name: str, x: jax.Array, scale: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The units or coordinates of `x` that are nearest to a kink: flat indices, values, scales (0: a unit)."""
+    flat = x.reshape(-1)
+    scales = jnp.broadcast_to(0.0 if scale is None else scale, x.shape).reshape(-1)
+    if scale is None:
+        off = jnp.abs(flat[:, None] - jnp.array(kinks_of(name))).min(1)
+    else:
+        pixel = flat * scales - 0.5
+        off = jnp.abs(pixel - jnp.rint(pixel))
+    index = jax.lax.top_k(-off.astype("float32"), NEAREST)[1]
+    return index, flat[index], scales[index]
+
+
+def sides(name: str, index: np.ndarray, value: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of `nearest_to_kinks` in float64: indices and, NaN where float32 can tell the side, values beside the kink."""
+    near, beside = beside_borders(value, scale) if scale.any() else beside_kinks(value, kinks_of(name))
+    fixed = np.full(value.shape, np.nan)
+    fixed[near] = beside
+    return index, fixed
+
+
+def with_sides(x: jax.Array, index: jax.Array, fixed: jax.Array) -> jax.Array:
+    """`x` with the values that are not NaN; gradients pass as ever."""
+    flat = x.reshape(-1)
+    error = jax.lax.stop_gradient(jnp.where(jnp.isnan(fixed), 0.0, fixed - flat[index]))
+    return flat.at[index].add(error.astype(flat.dtype)).reshape(x.shape)
+
+
 def main(path: Path, out: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     jnp.float32 = jnp.float64
@@ -127,7 +165,7 @@ def main(path: Path, out: Path) -> None:
                 scales[name] = np.broadcast_to(scale, x.shape)
             return x
 
-        with _watched(note):
+        with watched(note):
             step.losses(params, step.forward(params))
         return found, scales
 
@@ -138,7 +176,7 @@ def main(path: Path, out: Path) -> None:
         if name in scales:
             index, value = beside_borders(x, scales[name])
         else:
-            index, value = beside_kinks(x, (0, 6) if "/phi" in name else (0,))
+            index, value = beside_kinks(x, kinks_of(name))
         arrays |= {f"{name}:index": index, f"{name}:value": value}
     np.savez(out, **arrays)
 

@@ -4,6 +4,10 @@ The program ran in float64 and in float32, and the distance of the two grows fro
 training. Ours may be three times as far from the float64 run as their own float32 run has been until then (one run is
 one draw of a random distance), and never has to be nearer than float32 can be expected in a single step.
 
+In float64 ours may be a thousandth of that away: what is left is rounding alone, so that the two are the same program.
+Training from these weights is chaotic, rounding grows 2.5-fold a step: from the step in which their float32 run has
+lost the course, by a hundredth in the median term, float64 is asked for no more than float32.
+
 Until the step in which the program's own two runs decide differently, ours decides as the float64 run. Which decision
 parts first, and when, is chance: from that step on the band is at least that of the step in which both kinds, selected
 tokens and matched pairs, have parted. A loss term may then also be off by the share of one object: the alignment loss
@@ -27,8 +31,10 @@ from tests.parity.trajectory import SETS, runs
 from tests.parity.vectors import Vectors
 
 SLACK = 3  # of the distance of the program's own float32 run
+SHARE, FLOOR = 1e-3, 1e-8  # of that, and relative, what is asked of float64
+LOST = 1e-2  # in the median term, of the program's own float32 run
 FIRST = 2  # steps of each run that the fast test takes
-# Of a single step, relative: what can be asked of float32 without fixing the sides of kinks.
+# Of a single step, relative: what can be asked of float32.
 FLOORS = {"worst loss term": 1e-5, "median loss term": 1e-5, "total loss": 1e-5, "gradient norm": 2e-4}
 DECISIONS = "selected tokens", "matched pairs"
 KINDS = ("alignment", "objectness", "l1", "giou", "distillation", "naming", "text_denoising")
@@ -123,9 +129,12 @@ def our_course(found: Mapping[str, np.ndarray], run: str, steps: int) -> Course:
     )
 
 
-def take(vectors: Vectors, steps: dict[str, int], out: Path) -> dict[str, Course]:
+def take(
+    vectors: Vectors, steps: dict[str, int], out: Path, *options: object, float64: bool = False
+) -> dict[str, Course]:
     """Our steps of each run, in a process of their own and with all of the compiler's optimisations."""
-    command = [sys.executable, "-m", "tests.parity.trajectory", vectors.path, out]
+    modules = ["tests.parity.float64"] * float64 + ["tests.parity.trajectory"]
+    command = [sys.executable, "-m", *modules, vectors.path, out, *options]
     counts = [f"{run}:{count}" for run, count in steps.items()]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     subprocess.run([*command, *counts], check=True, env=environment)
@@ -196,56 +205,65 @@ def objects_of(vectors: Vectors, steps: int) -> np.ndarray:
     return np.array([counts[step % len(batches)] for step in range(steps)])
 
 
-def assert_within(vectors: Vectors, run: str, ours: Course) -> None:
-    """All steps and all recorded parameters of a float32 run of ours that the program's float32 run has, too."""
+def assert_within(vectors: Vectors, run: str, ours: Course, float64: bool = False) -> None:
+    """All steps and all recorded parameters of a run of ours that the program's float32 run has, too."""
     want, control = stored_course(vectors, run, "f64"), stored_course(vectors, run, "f32")
     shared, theirs = distances(ours, want), distances(control, want)
     for what, name in zip(("selection", "matching"), DECISIONS, strict=True):
         parted = np.flatnonzero(theirs[name])
         assert int(vectors[f"{run}/parted/{what}"]) == (parted[0] + 1 if len(parted) else 0), f"{run}: the file differs"
-    steps = min(len(shared["total loss"]), len(theirs["total loss"]))
+    steps = np.arange(1, 1 + min(len(shared["total loss"]), len(theirs["total loss"])))
     objects = objects_of(vectors, len(theirs["total loss"]))
-    compared = {name: (got[:steps], limits(name, theirs, objects)[:steps]) for name, got in shared.items()}
+    compared = {name: (steps, got[: len(steps)], limits(name, theirs, objects)) for name, got in shared.items()}
     recorded, allowed = parameter_distances(ours, want), parameter_distances(control, want)
+    kept = np.array(sorted(ours.parameters.keys() & want.parameters.keys() & control.parameters.keys()))
     for name, got in recorded.items():
-        kept = min(len(got), len(allowed[name]))
-        compared[name] = got[:kept], SLACK * np.maximum.accumulate(allowed[name])[:kept]
+        compared[name] = kept, got[: len(kept)], SLACK * np.maximum.accumulate(allowed[name])
+    lost = np.append(np.flatnonzero(theirs["median loss term"] > LOST) + 1, np.inf)[0]
     outside = []
-    for name, (got, limit) in compared.items():
-        enter(name, vectors, run, steps, got, limit)
-        outside += [f"{name}, number {i + 1}: {got[i]:.2e} > {limit[i]:.2e}" for i in np.flatnonzero(~(got <= limit))]
+    for name, (numbers, got, limit) in compared.items():
+        limit = limit[: len(numbers)]
+        if float64:
+            share = 0.0 if name in DECISIONS else np.maximum(SHARE * limit, FLOOR)
+            limit = np.where(numbers < lost, share, limit)
+        enter(name, f"{vectors.name} {run}, {len(steps)} steps{' in float64' * float64}", got, limit)
+        outside += [
+            f"{name}, step {numbers[i]}: {got[i]:.2e} > {limit[i]:.2e}" for i in np.flatnonzero(~(got <= limit))
+        ]
     assert not outside, "\n".join([run, *outside])
 
 
-def enter(name: str, vectors: Vectors, run: str, steps: int, got: np.ndarray, limit: np.ndarray) -> None:
+def enter(name: str, reference: str, got: np.ndarray, limit: np.ndarray) -> None:
     """The report's row: of the step that comes nearest to its limit."""
     worst = int(np.argmax(got / np.where(limit > 0, limit, 1)))
-    reference = f"{vectors.name} {run}, {steps} steps"
     distance, allowed = float(got[worst]), float(limit[worst])
     report.enter_error(f"training, {name}", reference, distance, distance, allowed, name not in DECISIONS)
 
 
 @pytest.mark.needs("meta/denoising")
 def test_first_steps(trajectory_vectors, tmp_path):
-    courses = take(trajectory_vectors, dict.fromkeys(runs(trajectory_vectors), FIRST), tmp_path / "found.npz")
-    for run, course in courses.items():
-        assert_within(trajectory_vectors, run, course)
+    """In float64, where no kink decides."""
+    steps = dict.fromkeys(runs(trajectory_vectors), FIRST)
+    for run, course in take(trajectory_vectors, steps, tmp_path / "found.npz", float64=True).items():
+        assert_within(trajectory_vectors, run, course, float64=True)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="steps outside of the band: docs/parity.md lists them")
 @pytest.mark.needs("meta/denoising")
 def test_all_steps(trajectory_vectors, tmp_path, request):
+    """In float64, and in float32 with the sides of kinks that float64 takes."""
     vectors, pictures = trajectory_vectors, request.config.getoption("--trajectory-pictures")
     steps = {run: len(vectors[f"{run}/f64/loss/total"]) for run in runs(vectors)}
-    courses = take(vectors, steps, tmp_path / "found.npz")
+    exact = take(vectors, steps, tmp_path / "float64.npz", float64=True)
+    rounded = take(vectors, steps, tmp_path / "float32.npz", "--sides", tmp_path / "float64.npz")
     if pictures:
-        draw(vectors, courses, Path(pictures, f"{vectors.name}.png"))
-    for run, course in courses.items():
-        assert_within(vectors, run, course)
+        draw(vectors, exact, rounded, Path(pictures, f"{vectors.name}.png"))
+    for run in steps:
+        assert_within(vectors, run, exact[run], float64=True)
+        assert_within(vectors, run, rounded[run])
 
 
-def draw(vectors: Vectors, courses: dict[str, Course], path: Path) -> None:
+def draw(vectors: Vectors, exact: dict[str, Course], rounded: dict[str, Course], path: Path) -> None:
     """For every run two columns: the losses, and how far each is from the program's float64 run."""
     names = runs(vectors)
     figure = Figure(figsize=(5 * 2 * len(names), 2.4 * (1 + len(KINDS))), layout="constrained")
@@ -255,7 +273,8 @@ def draw(vectors: Vectors, courses: dict[str, Course], path: Path) -> None:
         shown = {
             "theirs, float64": (want, {"color": "black", "lw": 3, "alpha": 0.35}),
             "theirs, float32": (control, {"color": "tab:orange", "lw": 1.2}),
-            "ours, float32": (courses[run], {"color": "tab:blue", "lw": 1.2}),
+            "ours, float32": (rounded[run], {"color": "tab:blue", "lw": 1.2}),
+            "ours, float64": (exact[run], {"color": "tab:green", "lw": 1.2, "ls": "--"}),
         }
         for row, kind in enumerate(("total", *KINDS)):
             curve, distance = axes[row, 2 * column : 2 * column + 2]

@@ -1,11 +1,12 @@
 """The authors' training run, taken with our step: their weights, batches and random numbers.
 
 `python -m tests.parity.trajectory FILE OUT RUN:STEPS …` writes what came of it: a process of its own, because it takes
-gigabytes.
+gigabytes. `python -m tests.parity.float64 tests.parity.trajectory FILE OUT RUN:STEPS …` does so in float64, and notes
+the hidden units and sampling points that are nearest to a kink in each step.
 """
 
-import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from opendet_jax.train import step as step_module
 from opendet_jax.train.optimizer import TrainState, fresh_state
 from opendet_jax.weights.open_det import OPENDET_RULES
 from opendet_jax.weights.rules import WHOLE
+from tests.parity.kinks import Kinks, nearest_to_kinks, sides, watched, with_sides
 from tests.parity.step import CONFIG, LOSSES, SPARE_SLOTS, program_objects, with_spare
 from tests.parity.test_detector import images_of, noise
 from tests.parity.vectors import Vectors, params_of
@@ -48,6 +50,7 @@ class Given(NamedTuple):
     boxes: DenoisingRandoms
     texts: TextNoise
     rate: np.ndarray  # with the axis of images, as all of a batch
+    kinks: Kinks | None = None  # units and points that have the sides of float64
 
 
 def runs(vectors: Vectors) -> list[str]:
@@ -59,6 +62,15 @@ def runs(vectors: Vectors) -> list[str]:
     return found
 
 
+def dtype_of_floats() -> Any:
+    """ "float64" under `tests.parity.float64`, else "float32"."""
+    return jnp.dtype(jnp.float32).name
+
+
+def in_floats(x: Any) -> Any:
+    return x.astype(dtype_of_floats()) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def config_of(vectors: Vectors) -> Config:
     """No dropout, everything trains; learning rates are relative to that of a run."""
     rate = dict(zip(vectors["meta/rate_groups"], vectors["meta/rate_factors"], strict=True))
@@ -68,6 +80,7 @@ def config_of(vectors: Vectors) -> Config:
             backbone=replace(CONFIG.backbone, drop_path_rate=0.0),
             t5=replace(CONFIG.t5, dropout=0.0),
             denoising_queries=int(vectors["meta/denoising"]),
+            dtype=dtype_of_floats(),
             distiller_dropout=0.0,
             prompt_dropout=0.0,
             generator_dropout=0.0,
@@ -101,22 +114,32 @@ def drawn(vectors: Vectors, step: int, batch: Vectors) -> dict[str, np.ndarray]:
     }
 
 
-def given(vectors: Vectors, run: str, step: int) -> Given:
-    """Batch and random numbers of step 1, 2, …; all batches in as many places as the largest needs."""
+def given(vectors: Vectors, run: str, step: int, course: Mapping[str, np.ndarray] | None = None) -> Given:
+    """Batch and random numbers of step 1, 2, …; all batches in as many places as the largest needs.
+
+    `course`: what came of these steps in float64, whose sides of kinks are taken.
+    """
     batches = vectors.cases("batch_")
     places = max(vectors[f"batch_{b}/objects/boxes"].shape[1] for b in batches) + SPARE_SLOTS
     batch = vectors.within(f"batch_{(step - 1) % len(batches)}/")
     numbers = drawn(vectors, step, batch)
     slots = denoising_slots(config_of(vectors).model, places)
-    return Given(
+    found = Given(
         batch=Batch(images_of(batch), program_objects(batch, places)),
         boxes=noise({f"/{name}": x for name, x in numbers.items()}, "", batch["objects/count"], slots),
         texts=TextNoise(*(jnp.asarray(with_spare(numbers[name], places, 0.0)) for name in ("normal", "uniform"))),
-        rate=np.full(len(batch["objects/count"]), vectors[f"{run}/rate"], np.float32),
+        rate=np.full(len(batch["objects/count"]), vectors[f"{run}/rate"]),
+        kinks=None if course is None else sides_of(course, f"{run}/{step}/kinks/"),
     )
+    return jax.tree.map(in_floats, found)
 
 
-def noticing_norms(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def sides_of(course: Mapping[str, np.ndarray], start: str) -> Kinks:
+    names = {key.removeprefix(start).rsplit("/", 1)[0] for key in course if key.startswith(start)}
+    return {name: sides(name, *(course[f"{start}{name}/{i}"] for i in range(3))) for name in sorted(names)}
+
+
+def noticing_norms(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, whose state holds the norms of the rows of each last gradient, too."""
 
     def norms(gradients):
@@ -125,27 +148,27 @@ def noticing_norms(optimizer: optax.GradientTransformation) -> optax.GradientTra
     def init(params):
         return norms(params), optimizer.init(params)
 
-    def update(gradients, state, params=None):
-        updates, inner = optimizer.update(gradients, state[1], params)
+    def update(gradients, state, params=None, **extra):
+        updates, inner = optimizer.update(gradients, state[1], params, **extra)
         return updates, (norms(gradients), inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class Trainer:
     """Our training step, jitted as training has it, with the random numbers of a file."""
 
-    def __init__(self, vectors: Vectors):
-        self.vectors, self.config = vectors, config_of(vectors)
-        self.start = params_of(vectors)
+    def __init__(self, vectors: Vectors, course: Mapping[str, np.ndarray] | None = None):
+        self.vectors, self.course, self.config = vectors, course, config_of(vectors)
+        self.start = jax.tree.map(in_floats, params_of(vectors))
         self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
         state = jax.eval_shape(self._fresh, self.start)
         with jax.set_mesh(self.mesh):
-            first = given(vectors, runs(vectors)[0], 1)
+            first = given(vectors, runs(vectors)[0], 1, course)
             self.take = step_module.jit_step(self._step, state, self.mesh).lower(state, first).compile()
         give_back_memory()
 
-    def _optimizer(self) -> optax.GradientTransformation:
+    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
         return noticing_norms(optimizer_module.make_optimizer(self.config.optimizer, self.config.ablation))
 
     def _fresh(self, params) -> TrainState:
@@ -153,10 +176,18 @@ class Trainer:
 
     def _step(self, state: TrainState, given: Given) -> tuple[TrainState, dict[str, Any]]:
         training_losses, match, rate_of = step_module.training_losses, total_module.match, optimizer_module._rate
-        matches = {}
+        matches, found = {}, {}
+
+        def nearest(name, x, scale):
+            if given.kinks is not None:
+                return with_sides(x, *given.kinks[name])
+            if x.dtype == np.float64:
+                found[name] = nearest_to_kinks(name, x, scale)
+            return x
 
         def losses(training, *arguments):
             total, terms = training_losses(training, *arguments)
+            terms |= {f"kinks/{name}/{i}": x for name, of in found.items() for i, x in enumerate(of)}
             decisions = {f"match/{name}": matches[m].object[i] for m in SETS for i, name in enumerate(SETS[m])}
             queries = training.queries
             decisions |= {"index": queries.index, "valid": queries.valid, "objectness": queries.objectness}
@@ -176,6 +207,7 @@ class Trainer:
             patch.object(step_module, "training_losses", losses),
             patch.object(total_module, "match", matching),
             patch.object(optimizer_module, "_rate", rate),
+            watched(nearest),
         ):
             model = OpenDet(self.config.model, self.config.ablation)
             return step_module.make_train_step(model, self._optimizer(), self.config)(state, given.batch)
@@ -188,7 +220,7 @@ class Trainer:
         kept = {int(s) for kind in ("f64", "f32") for s in self.vectors[f"{run}/{kind}/params/steps"]}
         for number in range(1, steps + 1):
             with jax.set_mesh(self.mesh):
-                state, terms = self.take(state, given(self.vectors, run, number))
+                state, terms = self.take(state, given(self.vectors, run, number, self.course))
             found = {name: np.asarray(x) for name, x in terms.items()}
             paths = ["/".join(key.key for key in keys) for keys, _ in tree_leaves_with_path(self.start)]
             rows = dict(zip(paths, jax.device_get(state.opt_state[0]), strict=True))
@@ -218,14 +250,21 @@ def parameters(vectors: Vectors, run: str, start: dict[str, Any], now: dict[str,
     return {f"after/{key}": x for key, x in found.items()}
 
 
-def main(path: Path, out: Path, *steps: str) -> None:
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("vectors", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("steps", nargs="+", metavar="RUN:STEPS")
+    parser.add_argument("--sides", type=Path, help="an OUT in float64, whose sides of kinks are taken")
+    options = parser.parse_args()
     enable_cache()
-    trainer, found = Trainer(Vectors(path)), {}
-    for run, count in (step.split(":") for step in steps):
+    course = dict(np.load(options.sides)) if options.sides else None
+    trainer, found = Trainer(Vectors(options.vectors), course), {}
+    for run, count in (step.split(":") for step in options.steps):
         for number, values in enumerate(trainer.run(run, int(count)), 1):
             found |= {f"{run}/{number}/{name}": x for name, x in values.items()}
-    np.savez(out, **found)
+    np.savez(options.out, **found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main()

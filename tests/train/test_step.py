@@ -106,7 +106,7 @@ def test_all_ablations_at_once(batch):
     ablation = Ablation(**dict.fromkeys(names, False), train_llm=False)
     before, after, terms = run(replace(CONFIG, ablation=ablation), batch, 2)
     kinds = {name.partition("/")[0] for name in terms[0]}
-    assert kinds == {"total", "l1", "giou", "focal", "alignment", "naming", "gradient_norm", "update_norm", "refused"}
+    assert kinds == {"total", "l1", "giou", "focal", "alignment", "naming", "gradient_norm", "refused"}
     assert all(np.isfinite(value) for values in terms for value in values.values())
     moved = {path for path in before if path[0] == "name_generator" and not np.array_equal(before[path], after[path])}
     assert moved == {("name_generator", "t5", "lm_head", "kernel")}
