@@ -30,6 +30,7 @@ PARTS = (
     ("decoder", "decoder/"),
     ("matching and losses", "jvp"),
     ("clipping, AdamW, norms", "train_step"),
+    ("scores, suppression", "_second_half"),
 )
 
 
@@ -44,34 +45,55 @@ def named_operations(program: str) -> dict[str, str]:
     return {match[1]: match[2] for match in found}
 
 
-def own_seconds(events: Iterable[dict[str, Any]]) -> Counter[str]:
-    """Seconds of each event's name without those of the events that lie within it, on its thread."""
-    threads, seconds = defaultdict(list), Counter()
+def own_durations(events: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Of each event, the seconds without those of the events that lie within it, on its thread; by thread and time."""
+    threads = defaultdict(list)
     for event in events:
         threads[event["pid"], event["tid"]].append(event)
+    found = []
     for thread in threads.values():
-        open_events: list[dict[str, Any]] = []
+        open_events: list[int] = []  # places in `found`
         for event in sorted(thread, key=lambda event: (event["ts"], -event["dur"])):
-            while open_events and open_events[-1]["ts"] + open_events[-1]["dur"] <= event["ts"]:
+            while open_events and _end(found[open_events[-1]][0]) <= event["ts"]:
                 open_events.pop()
-            seconds[event["name"]] += event["dur"] / 1e6
             if open_events:
-                seconds[open_events[-1]["name"]] -= event["dur"] / 1e6
-            open_events.append(event)
+                around, seconds = found[open_events[-1]]
+                found[open_events[-1]] = (around, seconds - event["dur"] / 1e6)
+            open_events.append(len(found))
+            found.append((event, event["dur"] / 1e6))
+    return found
+
+
+def _end(event: dict[str, Any]) -> float:
+    return event["ts"] + event["dur"]
+
+
+def own_seconds(events: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Those of all events of a name together."""
+    seconds: Counter[str] = Counter()
+    for event, own in own_durations(events):
+        seconds[event["name"]] += own
     return seconds
 
 
-def profile(run: Callable[[], Any], program: str) -> Counter[str]:
-    """Seconds of one `run` by part; `program` is the text of what it runs."""
+def traced(run: Callable[[], Any]) -> list[dict[str, Any]]:
+    """What XLA's profiler saw in one `run`: events with a beginning, "ts", and a duration, "dur", in microseconds."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
             run()
         [file] = Path(folder).rglob("perfetto_trace.json.gz")
         trace = json.loads(gzip.decompress(file.read_bytes()))
     events = trace if isinstance(trace, list) else trace["traceEvents"]
+    return [event for event in events if event.get("ph") == "X"]
+
+
+def profile(run: Callable[[], Any], program: str) -> Counter[str]:
+    """Seconds of one `run` by part; `program` is the text of what it runs."""
     names, parts = named_operations(program), Counter()
     # Instructions have a number or "fusion" in their names; the rest are the executor's and Python's own.
-    for name, seconds in own_seconds(event for event in events if event.get("ph") == "X").items():
+    for name, seconds in own_seconds(traced(run)).items():
         if name in names or re.fullmatch(r"[a-z_]*(fusion|copy|dot|broadcast|reduce|while)[\w.-]*", name):
             parts[part_of(names.get(name, ""))] += seconds
     return parts

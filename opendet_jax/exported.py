@@ -234,18 +234,18 @@ class _Programs(Inference):
         self._generate = lambda _params, prompts, _trie, most_tokens: self._run(NAMING, prompts)
         self._batch_size = about["batch_size"]
 
-    def _detect(self, images: Images, selection: Selection, given: GivenNames | None) -> tuple[Any, ...]:
+    def _detect(self, images: Images, wanted: int, selection: Selection, given: GivenNames | None) -> tuple[Any, ...]:
         """There are no given names. Programs of a fixed number of images get copies of the last to make it full."""
         count, height, width, _ = images.pixels.shape
         file = file_of((height, width))
         settings = np.float32(selection.nms_iou), np.int32(selection.nms_above)
-        size = self._batch_size or count
+        size = self._batch_size or self._at_once(images)
         parts = []
-        for start in range(0, count, size):
+        for start in range(0, wanted, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
             batch = self.place((np.asarray(images.pixels)[rows], np.asarray(images.mask)[rows]))
-            parts.append(jax.device_get(self._run(file, *batch, *settings)))
-        return (*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)), None, None)
+            parts.append(self._run(file, *batch, *settings))
+        return (*(np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True)), None, None)
 
     def _run(self, file: str, *inputs: Any) -> Any:
         return self._programs[file]({name: self.params[name] for name in self._named[file]}, *inputs)

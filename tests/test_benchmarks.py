@@ -1,5 +1,6 @@
 """What the benchmarks count and print."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import gpu
+from benchmarks import batch_parts, gpu
 from benchmarks.__main__ import COMPARISONS, PAGE, TABLES, filled
 from benchmarks.comparison import Case, Ours, Result, compare, row
 from benchmarks.multiply_adds import products, seconds_alone, total
@@ -69,7 +70,7 @@ def test_the_page_has_a_place_for_each_table():
         filled(page, "speed", "")
 
 
-@pytest.mark.parametrize("module", [*COMPARISONS, *TABLES, "growth", "gpu", "gpu_parts"])
+@pytest.mark.parametrize("module", [*COMPARISONS, *TABLES, "growth", "gpu", "gpu_parts", "batch_parts"])
 def test_every_benchmark_has_help(module):
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,3 +156,40 @@ def test_a_profile_by_part():
     assert {"backbone", "backbone, backward", "decoder", "decoder, backward"} <= set(parts)
     assert all(seconds > 0 for seconds in parts.values())
     assert table(parts).count("\n") == len(parts) + 1
+
+
+def test_multiply_adds_of_a_compiled_program_and_its_fusions():
+    def function(x, image):
+        y = jnp.tanh(x @ jnp.full((6, 7), 2.0)) * 3.0  # 5 · 6 · 7
+        image = jax.lax.conv(image, jnp.full((3, 2, 3, 3), 2.0), (1, 1), "VALID")  # 36 · 3 × 18
+        return jax.lax.while_loop(lambda y: y.sum() < 9.0, lambda y: y @ jnp.full((7, 7), 2.0), y), image  # 5 · 49 each
+
+    text = jax.jit(function).lower(jnp.ones((5, 6)), jnp.ones((1, 2, 8, 8))).compile().as_text()
+    events = {name: work for name, work in batch_parts.multiply_adds(text).items() if work}
+    assert set(events.values()) >= {5 * 6 * 7, 36 * 3 * 18, 5 * 7 * 7}
+
+
+def test_where_the_time_of_a_batch_goes():
+    program = """
+from dataclasses import asdict
+import json
+import opendet_jax
+from benchmarks import batch_parts, batches
+batches.detector_of = lambda size: opendet_jax.load("scenes_tiny")
+way = batch_parts.measured(128, images=2, batch_size=1, rounds=2)
+print(json.dumps([asdict(way), batch_parts.table({"one": way, "two": way}).splitlines()]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    way, rows = json.loads(done.stdout)
+    parts = way["parts"]
+    assert {"backbone", "encoder", "decoder", "distiller", "language model", batch_parts.HOST} < parts.keys()
+    assert all(part["seconds"] > 0 for part in parts.values())
+    assert sum(part["seconds"] for part in parts.values()) == pytest.approx(way["cpu_seconds"])
+    assert 0.5 < way["threads"] < 64
+    for name in ("backbone", "encoder", "decoder"):
+        assert 0 < parts[name]["products"] <= parts[name]["seconds"]
+        assert parts[name]["multiply_adds"] > 1e6
+    assert len(rows) == 2 + len(parts) + 1
+    assert rows[-1].startswith("| all | ")
+    assert rows[-1].count("| 100% |") == 2

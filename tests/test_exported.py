@@ -114,11 +114,12 @@ def test_any_number_of_images(which, request, checkpoint):
     pixels, mask = np.stack([scene(index) for index in range(3)]), np.ones((3, 128, 128), bool)
     mask[1, :, 96:], pixels[1, :, 96:] = False, 0
     selection = Selection(100, 0.0, 0.5)
-    found = detector._inference._detect(Images(pixels, mask), selection, None)[:4]
+    found = detector._inference._detect(Images(pixels, mask), 3, selection, None)[:4]
     for index in range(3):
         one = slice(index, index + 1)
-        alone = checkpoint._inference._detect(Images(pixels[one], mask[one]), selection, None)[:4]
+        alone = checkpoint._inference._detect(Images(pixels[one], mask[one]), 1, selection, None)[:4]
         for theirs, wanted in zip(found, alone, strict=True):
+            assert len(theirs) >= 3
             np.testing.assert_allclose(theirs[one], wanted, atol=CLOSE * np.abs(wanted).max(), rtol=0)
     with pytest.raises(exported.ProgramError, match=r"^names: exported programs make names up"):
         detector.detect(pixels[0], names=["red star"])

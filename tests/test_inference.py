@@ -207,6 +207,46 @@ def test_a_score_that_is_no_number_takes_no_name_away():
     assert found.names == [["image 0 query 0 beam 0", "image 0 query 0 beam 1"]]
 
 
+def test_a_cpu_is_given_no_more_images_at_a_time_than_its_cache_holds(monkeypatch):
+    """Parts are equal, what only fills the batch up is left out, and all is as of each image alone."""
+    rows = []
+
+    class Counting(Scripted):
+        @nn.compact
+        def encode(self, images, deterministic):
+            rows.append(len(images.pixels))
+            shift = images.pixels[:, 0, 0].astype(jnp.float32)  # [B, 3]: says which image it is
+            boxes = jnp.broadcast_to(jnp.full(4, 0.5), (*shift.shape, 4)) - shift[..., None] / 100
+            valid = jnp.stack([shift[:, 0] >= 0, shift[:, 1] >= 0, shift[:, 2] > 5], axis=1)
+            return encoded(boxes, shift, valid)
+
+    monkeypatch.setattr("opendet_jax.inference.CACHED", 3 * 32 * 32 + 1)
+    pixels = np.random.default_rng(2).integers(0, 9, (8, 32, 32, 3), dtype=np.uint8)
+    batch = Images(pixels, np.ones((8, 32, 32), bool))
+    inference = Inference(Counting(), {}, replace(CONFIG, eval=replace(CONFIG.eval, query_slots=(2,))), decode)
+    assert set((pixels[:, 0, 0, 2].reshape(-1, 2) > 5).any(axis=1)) == {True, False}  # parts of two and of three slots
+    encode, calls = inference._encode, []
+    monkeypatch.setattr(inference, "_encode", lambda *given: calls.append(len(given[1].pixels)) or encode(*given))
+    for wanted, expected in ((8, [2, 2, 2, 2]), (5, [2, 2, 2]), (2, [2])):
+        calls.clear()
+        found = inference(batch, [(10, 10)] * wanted, EVERYTHING)
+        assert calls == expected
+        assert len(found) == wanted
+        for place, one in enumerate(found):
+            [alone] = inference(jax.tree.map(lambda x, i=place: x[i : i + 1], batch), [(10, 10)], EVERYTHING)
+            np.testing.assert_array_equal(one.boxes, alone.boxes)
+            np.testing.assert_array_equal(one.scores, alone.scores)
+    assert rows == [2, 1]  # a program of two images, and one of one
+    odd = jax.tree.map(lambda x: x[:5], batch)
+    calls.clear()
+    inference(odd, [(10, 10)] * 5, EVERYTHING)
+    assert calls == [1] * 5
+    monkeypatch.setattr("opendet_jax.inference.CACHED", 8 * 32 * 32)
+    calls.clear()
+    inference(batch, [(10, 10)] * 5, EVERYTHING)
+    assert calls == [8]
+
+
 def test_fits_the_model():
     """Traced, not run: what OpenDet gives is what is asked of it."""
     config = parse_config(get_config())
