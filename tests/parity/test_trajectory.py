@@ -254,7 +254,7 @@ def test_all_steps(trajectory_vectors, tmp_path, request):
     """In float64, and in float32 with the sides of kinks that float64 takes."""
     vectors, pictures = trajectory_vectors, request.config.getoption("--trajectory-pictures")
     steps = {run: len(vectors[f"{run}/f64/loss/total"]) for run in runs(vectors)}
-    exact = take(vectors, steps, tmp_path / "float64.npz", float64=True)
+    exact = take(vectors, steps, tmp_path / "float64.npz", "--kinks", float64=True)
     rounded = take(vectors, steps, tmp_path / "float32.npz", "--sides", tmp_path / "float64.npz")
     if pictures:
         draw(vectors, exact, rounded, Path(pictures, f"{vectors.name}.png"))

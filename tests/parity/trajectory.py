@@ -1,8 +1,7 @@
 """The authors' training run, taken with our step: their weights, batches and random numbers.
 
 `python -m tests.parity.trajectory FILE OUT RUN:STEPS …` writes what came of it: a process of its own, because it takes
-gigabytes. `python -m tests.parity.float64 tests.parity.trajectory FILE OUT RUN:STEPS …` does so in float64, and notes
-the hidden units and sampling points that are nearest to a kink in each step.
+gigabytes. `python -m tests.parity.float64 tests.parity.trajectory FILE OUT RUN:STEPS …` does so in float64.
 """
 
 from argparse import ArgumentParser
@@ -158,8 +157,8 @@ def noticing_norms(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gr
 class Trainer:
     """Our training step, jitted as training has it, with the random numbers of a file."""
 
-    def __init__(self, vectors: Vectors, course: Mapping[str, np.ndarray] | None = None):
-        self.vectors, self.course, self.config = vectors, course, config_of(vectors)
+    def __init__(self, vectors: Vectors, course: Mapping[str, np.ndarray] | None = None, notes_kinks: bool = False):
+        self.vectors, self.course, self.notes_kinks, self.config = vectors, course, notes_kinks, config_of(vectors)
         self.start = jax.tree.map(in_floats, params_of(vectors))
         self.mesh = make_mesh(self.config.mesh, jax.devices()[:1])
         state = jax.eval_shape(self._fresh, self.start)
@@ -181,7 +180,7 @@ class Trainer:
         def nearest(name, x, scale):
             if given.kinks is not None:
                 return with_sides(x, *given.kinks[name])
-            if x.dtype == np.float64:
+            if self.notes_kinks:
                 found[name] = nearest_to_kinks(name, x, scale)
             return x
 
@@ -255,11 +254,12 @@ def main() -> None:
     parser.add_argument("vectors", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("steps", nargs="+", metavar="RUN:STEPS")
-    parser.add_argument("--sides", type=Path, help="an OUT in float64, whose sides of kinks are taken")
+    parser.add_argument("--kinks", action="store_true", help="note the units and points that are nearest to kinks, too")
+    parser.add_argument("--sides", type=Path, help="an OUT of --kinks in float64, whose sides are taken")
     options = parser.parse_args()
     enable_cache()
     course = dict(np.load(options.sides)) if options.sides else None
-    trainer, found = Trainer(Vectors(options.vectors), course), {}
+    trainer, found = Trainer(Vectors(options.vectors), course, options.kinks), {}
     for run, count in (step.split(":") for step in options.steps):
         for number, values in enumerate(trainer.run(run, int(count)), 1):
             found |= {f"{run}/{number}/{name}": x for name, x in values.items()}
