@@ -119,7 +119,7 @@ def run(programs: Programs, seed: int, folder: Path, say: Callable[[str], None])
         saved = serialization.msgpack_restore((folder / STATE).read_bytes())
         state = serialization.from_state_dict(state, saved["state"])
         batches.set_state(saved["position"])
-        kept = _lists(saved["kept"])
+        kept = saved["kept"]
         kept["restarts"] += 1
         clock = Clock(*kept["seconds"])
     terms: list[Any] = []
@@ -173,11 +173,3 @@ class Clock:
 
     def minutes(self) -> float:
         return self.seconds()[0] / 60
-
-
-def _lists(kept: dict[str, Any]) -> dict[str, Any]:
-    """As it was saved: msgpack_restore gives lists as dictionaries of their places."""
-    return {
-        name: [value[str(place)] for place in range(len(value))] if isinstance(value, dict) else value
-        for name, value in kept.items()
-    }

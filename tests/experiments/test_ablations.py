@@ -204,6 +204,41 @@ def test_tables_of_what_there_is(tmp_path, monkeypatch):
     assert "changed 0 detections, in 0 of 8 runs" in shown
 
 
+@pytest.mark.slow  # compiles a training step
+def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    """Steps, order and random numbers are those of a run that was not; evaluation and measures are left out."""
+    from experiments.ablations import trial
+
+    for name, value in {"STEPS": 4, "EVALUATED": (2, 4), "SCENES_TRAIN": 24, "SCENES_EVAL": 2}.items():
+        monkeypatch.setattr(trial, name, value)
+    stopped_after: list[int] = []
+
+    def evaluate(inference, dataset, config, folder, step):
+        if step in stopped_after:
+            raise KeyboardInterrupt
+        return {"AP": 0.25, "images": len(dataset)}
+
+    monkeypatch.setattr(trial, "evaluate", evaluate)
+    programs = trial.Programs(arms.ARMS["generateu"])
+    programs.measures = lambda params, evaluated, opposing_on: {
+        "sum": float(sum(x.sum() for x in jax.tree.leaves(params)))
+    }
+    whole = trial.run(programs, 900, tmp_path / "whole", print)
+    stopped_after.append(4)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(programs, 900, tmp_path / "cut", print)
+    stopped_after.clear()
+    cut = trial.run(programs, 900, tmp_path / "cut", print)
+    timed = ("minutes", "cpu_minutes", "restarts")
+    assert {name: value for name, value in cut.items() if name not in timed} == {
+        name: value for name, value in whole.items() if name not in timed
+    }
+    assert [point["step"] for point in cut["curve"]] == [2, 4]
+    assert len(cut["naming"]) == len(set(cut["naming"])) == 4
+    assert (whole["restarts"], cut["restarts"]) == (0, 1)
+    assert not (tmp_path / "cut" / trial.STATE).exists()
+
+
 def opposed(labels, gradient_of=(2.0, -1.0, 0.5)):
     """One query, matched with object 0, which has the name of object 1 but not of object 2."""
     same = jnp.array([[[True, True, False], [True, True, False], [False, False, True]]])
