@@ -27,7 +27,13 @@ from experiments.ablations.protocol import (
 from experiments.ablations.run import HERE, RESULTS, TABLE, read_rows
 from opendet_jax.files import replacing
 
-PAGE = Path("docs/results.md")
+ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "results.md"
+PICTURES = {
+    "differences.png": "Differences of paired runs, their means and intervals",
+    "ap_over_steps.png": "AP over steps: the paper's figure 1",
+    "alignment.png": "Alignment and similarity of names: figures 8 and 9",
+}
 BEGIN, END = "<!-- ablations -->\n", "<!-- /ablations -->\n"
 COLOURS = {FULL: "#3b6ea5", BASELINE: "#d08a2e"}
 Results = dict[str, dict[int, Result]]  # by arm and seed
@@ -54,7 +60,8 @@ def main() -> None:
     done = sum(map(len, results.values()))
     if not done:
         sys.exit(f"error: {RESULTS} holds no result; python -m experiments.ablations.run makes them")
-    draw_claims(results)
+    delta = smallest_effect(results[FULL])
+    draw_claims((*orders(delta), *mechanisms(naming_level(results[FULL])), *controls(delta)), results)
     draw_curves(results)
     draw_alignment(results)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
@@ -63,7 +70,7 @@ def main() -> None:
         sys.exit(f"error: {PAGE} has no place for the tables, between {BEGIN.strip()} and {END.strip()}")
     shown = "\n\n".join(tables(results, done))
     PAGE.write_text(f"{before}{BEGIN}\n{shown}\n\n{END}{after}", encoding="utf-8")
-    print(f"{done} of {len(ARMS) * PAIRS} runs in {PAGE} and {HERE}")
+    print(f"{done} of {len(ARMS) * PAIRS} runs in {PAGE.relative_to(ROOT)} and {HERE.relative_to(ROOT)}")
 
 
 def tables(results: Results, done: int) -> list[str]:
@@ -74,6 +81,9 @@ def tables(results: Results, done: int) -> list[str]:
         said += f" Not all six seeds yet, or none: {', '.join(missing)}."
     delta = smallest_effect(results[FULL])
     parts = [said, noise(results, delta), arms_table(results), table("order: AP", orders(delta), results)]
+    parts += [
+        f"![{title}](../{HERE.relative_to(ROOT)}/{name})" for name, title in PICTURES.items() if (HERE / name).exists()
+    ]
     parts += [table("mechanism", mechanisms(naming_level(results[FULL])), results), opposing(results)]
     parts += [table("negative control", controls(delta), results), unchanged(results)]
     return [part for part in parts if part]
@@ -98,6 +108,8 @@ def arms_table(results: Results) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for arm, seeds in results.items():
+        if not seeds:
+            continue
         finals = [result["curve"][-1] for result in seeds.values()]
         cells = [_mean_and_spread([100 * final[name] for final in finals if name in final]) for name in names]
         rows.append(f"| `{arm}` {ARMS[arm].title} | {len(seeds)} | {' | '.join(cells)} |")
@@ -171,25 +183,27 @@ def unchanged(results: Results) -> str:
     )
 
 
-def draw_claims(results: Results) -> None:
-    """Every pair as a point, the interval of their mean as a line."""
-    delta = smallest_effect(results[FULL])
-    claims = [(claim, found) for claim in orders(delta) if (found := compared(claim, results))]
-    if not claims:
+def draw_claims(claims: Sequence[Claim], results: Results) -> None:
+    """Every pair as a point, the interval of their mean as a line; each claim in units of its smallest effect."""
+    pairs = [(claim, found) for claim in claims if (found := compared(claim, results))]
+    if not pairs:
         return
-    figure = Figure(figsize=(10, 0.6 * len(claims) + 1.4), layout="constrained")
+    figure = Figure(figsize=(10, 0.6 * len(pairs) + 1.4), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(-100 * delta, 100 * delta, color="#dddddd", label=f"± {100 * delta:.1f}: smallest effect of interest")
+    axes.axvspan(-1, 1, color="#dddddd")
     axes.axvline(0, color="black", linewidth=0.8)
-    for place, (_, found) in enumerate(claims):
-        axes.plot([100 * found.low, 100 * found.high], [place, place], color="#c0504d", linewidth=2)
-        axes.plot(100 * found.mean, place, "|", color="#c0504d", markersize=16)
-        axes.plot(100 * found.differences, [place + 0.2] * len(found.seeds), "o", color="#3b6ea5", markersize=4)
-    axes.set_yticks(range(len(claims)), [f"{claim.title}\n{found.verdict}" for claim, found in claims], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("difference of AP: points are pairs of runs, lines 95 % intervals of their mean")
-    axes.legend(fontsize=8)
-    _save(figure, "orders.png")
+    for place, (claim, found) in enumerate(pairs):
+        low, mean, high, *points = np.array([found.low, found.mean, found.high, *found.differences]) / claim.smallest
+        axes.plot([low, high], [place, place], color="#c0504d", linewidth=2)
+        axes.plot(mean, place, "|", color="#c0504d", markersize=16)
+        axes.plot(points, [place + 0.2] * len(points), "o", color="#3b6ea5", markersize=4)
+    names = [f"{claim.title}\n{found.verdict}, mean {_shown(claim, found.mean)}" for claim, found in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_xlabel(
+        "difference in smallest effects of interest (grey: ± 1); points: pairs of runs, lines: 95 % intervals"
+    )
+    _save(figure, "differences.png")
 
 
 def draw_curves(results: Results) -> None:
