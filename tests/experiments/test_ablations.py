@@ -258,6 +258,25 @@ def test_gradients_on_texts_of_one_name_oppose_without_the_mask_alone():
     assert 0 < without.cancelled <= 1
 
 
+def test_what_is_said_of_objects():
+    objects = {
+        "cosine": [0.5, 0.7, 0.6, 0.2],
+        "similarity": [1.0, 1.0, 0.5, 0.1],
+        "score": [0.9, 0.8, 0.3, 0.1],
+        "iou": [0.8, 0.9, 0.6, 0.1],  # the last query is on nothing: what it says does not count
+        "right": [1.0, 1.0, 0.0, 1.0],
+        "unseen": [0.0, 1.0, 1.0, 1.0],
+    }
+    assert measure._summary(objects) == {
+        "query_text_cosine": 0.5,
+        "name_similarity": 0.65,
+        "score_iou_rank_correlation": 0.8,  # 1 − 6 · (1 + 1) / (4 · 15)
+        "named_right_seen": 1.0,
+        "named_right_never_seen": 0.5,
+        "objects_never_seen": 2,
+    }
+
+
 def test_noise_says_nothing_of_the_image():
     from opendet_jax.model.encoder import Memory
 
