@@ -58,12 +58,11 @@ def compared(claim: Claim, results: Results) -> Comparison | None:
 def main() -> None:
     results = read_results(RESULTS)
     done = sum(map(len, results.values()))
-    if not done:
-        sys.exit(f"error: {RESULTS} holds no result; python -m experiments.ablations.run makes them")
     delta = smallest_effect(results[FULL])
     draw_claims((*orders(delta), *mechanisms(naming_level(results[FULL])), *controls(delta)), results)
-    draw_curves(results)
-    draw_alignment(results)
+    if results[FULL] or results[BASELINE]:
+        draw_curves(results)
+        draw_alignment(results)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest:
@@ -75,12 +74,18 @@ def main() -> None:
 
 def tables(results: Results, done: int) -> list[str]:
     failed = [row for row in read_rows(TABLE) if row["kind"] == "protocol" and row["outcome"] != "done"]
-    missing = [f"`{arm}` {len(seeds)}" for arm, seeds in results.items() if len(seeds) < PAIRS]
     said = f"**{done} of {len(ARMS) * PAIRS} runs are done, {len(failed)} failed.**"
-    if missing:
-        said += f" Not all six seeds yet, or none: {', '.join(missing)}."
+    partly = [f"`{arm}` {len(seeds)}" for arm, seeds in results.items() if 0 < len(seeds) < PAIRS]
+    said += f" With some of their six seeds: {', '.join(partly)}." if partly else ""
+    none = [f"`{arm}`" for arm, seeds in results.items() if not seeds]
+    said += f" Not run yet: {', '.join(none)}." if none else ""
     delta = smallest_effect(results[FULL])
-    parts = [said, noise(results, delta), arms_table(results), table("order: AP", orders(delta), results)]
+    parts = [
+        said,
+        noise(results, delta),
+        arms_table(results) if done else "",
+        table("order: AP", orders(delta), results),
+    ]
     parts += [
         f"![{title}](../{HERE.relative_to(ROOT)}/{name})" for name, title in PICTURES.items() if (HERE / name).exists()
     ]
@@ -176,6 +181,8 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def unchanged(results: Results) -> str:
+    if not any(results.values()):
+        return ""
     changes = [result["aligner_removed_changes"] for seeds in results.values() for result in seeds.values()]
     return (
         f"The aligner removed at inference changed {sum(changes)} detections, in {sum(map(bool, changes))} of "

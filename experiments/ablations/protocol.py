@@ -79,7 +79,7 @@ def orders(delta: float) -> tuple[Claim, ...]:
 
 def mechanisms(level: float) -> tuple[Claim, ...]:
     correlation, never_seen = measured("score_iou_rank_correlation"), measured("named_right_never_seen")
-    steps = f"LoRA head: steps that a full head takes more, to a naming loss of {level:.2f}"
+    steps = "LoRA head: steps more that a full head takes to one naming loss"
     aligned = "aligner: cosine of query and text"
     return (
         Claim("Joint Loss: rank correlation of score and IoU", "A.4", "full", "no_joint_loss", correlation, 0.05),

@@ -196,7 +196,7 @@ def test_tables_of_what_there_is(tmp_path, monkeypatch):
     results = draw.read_results(tmp_path)
     shown = "\n".join(draw.tables(results, 8))
     assert "**8 of 90 runs are done, 0 failed.**" in shown
-    assert "`generateu` 2, `frozen_llm` 0" in shown
+    assert "With some of their six seeds: `generateu` 2. Not run yet: `frozen_llm`, " in shown
     assert "AP of `full` over 6 seeds is 30.2 ± 0.19 (standard deviation), below half" in shown
     trained = next(line for line in shown.splitlines() if "LLM trained |" in line and "GenerateU" in line)
     assert trained.endswith("| +5.0 | +5.0 to +5.0 | 0.500 | 2 | too few runs |")
