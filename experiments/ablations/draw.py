@@ -79,11 +79,13 @@ def tables(results: Results, done: int) -> list[str]:
     said += f" With some of their six seeds: {', '.join(partly)}." if partly else ""
     none = [f"`{arm}`" for arm, seeds in results.items() if not seeds]
     said += f" Not run yet: {', '.join(none)}." if none else ""
+    if not done:
+        return [said]
     delta = smallest_effect(results[FULL])
     parts = [
         said,
         noise(results, delta),
-        arms_table(results) if done else "",
+        arms_table(results),
         table("order: AP", orders(delta), results),
     ]
     parts += [
