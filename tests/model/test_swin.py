@@ -50,10 +50,10 @@ def test_drop_path_needs_a_key_and_drops_whole_samples():
     params = Swin(TINY).init(jax.random.key(1), images)
     run = jax.jit(lambda key: Swin(TINY).apply(params, images, deterministic=False, rngs={"dropout": key})[0])
     out = np.asarray(run(jax.random.key(2)))
-    assert len({row.tobytes() for row in out}) > 1
+    assert np.abs(out - out[0]).max() > 0.1
     np.testing.assert_array_equal(out, run(jax.random.key(2)))
     still = np.asarray(Swin(TINY).apply(params, images)[0])
-    assert len({row.tobytes() for row in still}) == 1
+    np.testing.assert_allclose(still, np.broadcast_to(still[0], still.shape), rtol=1e-5, atol=1e-5)  # rounding by place
 
 
 @pytest.mark.parametrize("remat", ["nothing", "products"])
