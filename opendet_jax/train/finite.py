@@ -38,20 +38,14 @@ def is_taken(state: TrainState, terms: Terms, policy: Policy) -> Bool[Array, ""]
 def count_refused(
     old: TrainState, new: TrainState, taken: Bool[Array, ""], terms: Terms, policy: Policy
 ) -> tuple[TrainState, Terms]:
-    """`new`, whose arrays are those of `old` where the step is not taken, with the counters of `old` then, too; and the
-    terms with the number of refused updates so far.
+    """`new` and the terms, with the number of refused updates so far.
 
     A refused step counts as a step where the policy is "skip". Where it is "stop", it does not, and every later step is
     refused too: the state stays what it was before the bad batch until the host stops.
     """
-
-    def counter(ours, theirs):
-        return jnp.where(taken, ours, theirs) if ours.ndim == 0 else ours
-
     refused = old.refused + jnp.where(taken, 0, 1)
-    opt_state = jax.tree.map(counter, new.opt_state, old.opt_state)
-    step = new.step if policy == "skip" else counter(new.step, old.step)
-    return replace(new, step=step, opt_state=opt_state, refused=refused), terms | {REFUSED: refused}
+    step = new.step if policy == "skip" else jnp.where(taken, new.step, old.step)
+    return replace(new, step=step, refused=refused), terms | {REFUSED: refused}
 
 
 class NonFiniteError(InputError):

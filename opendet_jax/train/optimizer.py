@@ -96,7 +96,7 @@ def _rate(base: float, config: OptimizerConfig, delay: int = 0) -> optax.Schedul
 
 
 def _scale_by_adam() -> optax.GradientTransformationExtraArgs:
-    """optax's Adam, with 1 − β^t to the last digit. Where `taken` is False the state stays as it is.
+    """optax's Adam, with 1 − β^t to the last digit. Where `taken` is False its state stays as it is.
 
     optax subtracts in float32: its 1 − 0.999^t is off by 1.3e-5 over the first hundreds of steps, and so is half of it
     every update, in the same direction for all parameters. The state is optax's.
@@ -133,7 +133,8 @@ def _clip(norm: float) -> optax.GradientTransformation:
 def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.GradientTransformationExtraArgs:
     """Clipping over all that is not frozen, then AdamW by group.
 
-    Its `update` takes, by name, `taken`: False leaves moments as they are, whatever the gradient holds.
+    Its `update` takes, by name, `taken`: where that is False the state stays as it is, whatever the gradient holds, and
+    the update is not to be added.
     """
 
     def adamw(base: float, delay: int = 0) -> optax.GradientTransformation:
@@ -171,7 +172,18 @@ def make_optimizer(config: OptimizerConfig, ablation: Ablation) -> optax.Gradien
         },
         labels,
     )
-    return optax.chain(unfrozen, _clip(config.clip_norm), updates)
+    chain = optax.chain(unfrozen, _clip(config.clip_norm), updates)
+
+    def update(updates, state, params=None, *, taken: Bool[Array, ""] | bool = True, **_):
+        updates, new = chain.update(updates, state, params, taken=taken)
+
+        # Moments are kept where they are made. What else there is are the counters of Adam, rates and freezing.
+        def kept(ours, theirs):
+            return kept_unless(taken, ours, theirs) if ours.ndim == 0 else ours
+
+        return updates, jax.tree.map(kept, new, state)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def learning_rates(config: OptimizerConfig, step: int) -> dict[str, float]:

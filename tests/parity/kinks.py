@@ -5,8 +5,8 @@ it reads, at the border of a cell. Among the millions of hidden units and sampli
 rounding error of such a place, and which side they fall on differs from processor to processor; one of them moves
 gradient norms by 4e-4, and by more where few queries reach a parameter. The authors' numbers are of a run in float64,
 so these units get the values, and these points the sides, that float64 gives them; the others keep their own:
-`at_kinks(kinks)` around the forward pass and the losses. They come from `python -m tests.parity.kinks FILE OUT`, a
-process of its own because float32 is written in the model: here float64 takes its place before the model is imported.
+`at_kinks(kinks)` around the forward pass and the losses. They come from
+`python -m tests.parity.float64 tests.parity.kinks FILE OUT`.
 
 In training (trajectory.py) every step of a run in float64 notes the units and points that are nearest to a kink
 (`nearest_to_kinks`), and the run in float32 takes their sides (`sides`, `with_sides`).
@@ -27,6 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from opendet_jax.model import layers
+from tests.parity.step import ProgramStep
+from tests.parity.vectors import Vectors
+
 NEAR = 1e-5  # twice the largest error of a hidden unit in float32
 NEAR_CELL = 2e-5  # of a cell's width: twice the largest error of where a point reads
 ASIDE = 4e-7  # of a level's width: so far from a border that float32 keeps a point on its side
@@ -42,8 +46,6 @@ Change = Callable[[str, jax.Array, Any], jax.Array]
 def watched(change: Change) -> Iterator[None]:
     """Calls `change(path/call, x, scale)` on what enters each ReLU (scale None), and on where each deformable attention
     reads: `scale` brings its locations to cells, whose borders are the numbers n + ½."""
-    from opendet_jax.model import layers  # not before float64 has taken its place
-
     calls = Counter()
     attention = layers.deformable_attention
 
@@ -85,7 +87,7 @@ def find_kinks(path: Path) -> Kinks:
     """Those of a training step on the vectors of one file."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "kinks.npz")
-        subprocess.run([sys.executable, "-m", "tests.parity.kinks", path, out], check=True)
+        subprocess.run([sys.executable, "-m", "tests.parity.float64", "tests.parity.kinks", path, out], check=True)
         arrays = dict(np.load(out))
     names = [name.removesuffix(":value") for name in arrays if name.endswith(":value")]
     return {name: (arrays[f"{name}:index"], arrays[f"{name}:value"]) for name in names}
@@ -146,12 +148,6 @@ def with_sides(x: jax.Array, index: jax.Array, fixed: jax.Array) -> jax.Array:
 
 
 def main(path: Path, out: Path) -> None:
-    jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
-
-    from tests.parity.step import ProgramStep
-    from tests.parity.vectors import Vectors
-
     step = ProgramStep(Vectors(path), "float64")
     params = jax.tree.map(lambda x: x.astype(np.float64), step.params)
 

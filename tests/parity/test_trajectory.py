@@ -5,7 +5,7 @@ training. Ours may be three times as far from the float64 run as their own float
 one draw of a random distance), and never has to be nearer than float32 can be expected in a single step.
 
 In float64 ours may be a thousandth of that away: what is left is rounding alone, so that the two are the same program.
-Training from these weights is chaotic, rounding grows 2.5-fold a step: from the step in which their float32 run has
+Training from these weights is chaotic, rounding doubles with every step: from the step in which their float32 run has
 lost the course, by a hundredth in the median term, float64 is asked for no more than float32.
 
 Until the step in which the program's own two runs decide differently, ours decides as the float64 run. Which decision

@@ -62,7 +62,7 @@ def runs(vectors: Vectors) -> list[str]:
 
 
 def dtype_of_floats() -> Any:
-    """ "float64" under `tests.parity.float64`, else "float32"."""
+    """float32, or under `tests.parity.float64` float64: the name."""
     return jnp.dtype(jnp.float32).name
 
 
