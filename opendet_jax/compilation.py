@@ -1,14 +1,26 @@
 """How programs are compiled, and kept on disk, so that only the first run of a config waits for the compiler."""
 
 import ctypes
+import hashlib
 import os
+import pickle
 import sys
+import tempfile
+import threading
 import time
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import serialize_executable
 from tqdm import tqdm
+
+_HANDED_OVER = "xla_cpu_experimental_ynn_fusion_type"
+MONTH = 30 * 24 * 3600  # seconds
 
 
 def enable_cache() -> None:
@@ -18,15 +30,19 @@ def enable_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def compiler_options(platform: str) -> dict[str, str]:
-    """Of `jax.jit` for a program of thousands of operations.
+def compiler_options(platform: str, trains: bool = False) -> dict[str, str]:
+    """Of `jax.jit` for a program of the model, forward or, where it `trains`, of thousands of operations.
 
-    On CPUs XLA hands sums, too, to a library (YNN), and looks for each of them among all operations when it loads the
-    program from disk: that of the full training step in 69 s, with products alone handed over in about 43.
+    On CPUs XLA hands products and sums to a library, YNN. With jax 0.11.2 the first call of a full step's program gave
+    one product with wrong rows, and the second, of the same arguments, the right ones (docs/install.md): from jax 0.11
+    on nothing goes there. Before, sums do not in training, for XLA looks for each of what is handed over among all
+    operations when it loads a program from disk: that of the full training step in 69 s, with products alone in about 43.
     """
     if platform != "cpu":
         return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    if jax.__version_info__ >= (0, 11):
+        return {_HANDED_OVER: ""}
+    return {_HANDED_OVER: "LIBRARY_FUSION_TYPE_DOT"} if trains else {}
 
 
 def give_back_memory() -> None:
@@ -34,6 +50,140 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+class StoredProgram:
+    """`jax.jit(function)` for processes that compute little: what is compiled is read from disk without being traced.
+
+    jax's own cache is asked with a program that is traced and lowered, which takes a small model five times as long as
+    reading it (docs/first_steps.md#seconds). Here what a program depends on is told instead: `of`, the text of all that
+    `function` holds; its arguments' shapes; the sources of this package, jax, Flax and their options; the processor.
+
+    It is `jax.jit` where `of` is None, where no folder keeps compiled programs (`enable_cache`), and on GPUs and TPUs.
+    jax's options are those of the first call.
+    """
+
+    def __init__(self, function: Callable[..., Any], of: str | None = None):
+        """`function` of trees of arrays, and of keywords for which it is compiled anew."""
+        self._function = function
+        self._of = of and f"{function.__qualname__} of {of}"
+        self._programs: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *arrays: Any, **static: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arrays)
+        key = tree, tuple(_kind(leaf) for leaf in leaves), tuple(sorted(static.items()))
+        if key not in self._programs:
+            self._programs[key] = self._program(key, self._jitted(tree, static), leaves)
+        return self._programs[key](*leaves)
+
+    def _jitted(self, tree: Any, static: dict[str, Any]) -> Any:
+        """Of the leaves of its arguments: a file needs to know no other tree than that of the results."""
+
+        def of_leaves(*leaves: Any) -> Any:
+            return self._function(*tree.unflatten(leaves), **static)
+
+        of_leaves.__name__ = self._function.__name__  # which profiles show
+        return jax.jit(of_leaves, compiler_options=compiler_options(jax.default_backend()))
+
+    def _program(self, key: Any, jitted: Any, leaves: list[Any]) -> Callable[..., Any]:
+        folder = _folder() if self._of else None
+        if not folder:
+            return jitted
+        file = folder / hashlib.sha256(repr((_surroundings(), self._of, key)).encode()).hexdigest()
+        return _read(file) or _compile(jitted, leaves, file)
+
+    def lower(self, *arrays: Any, **static: Any) -> jax.stages.Lowered:
+        leaves, tree = jax.tree.flatten(arrays)
+        return self._jitted(tree, static).lower(*leaves)
+
+    def count(self) -> int:
+        """Programs that have been called."""
+        return len(self._programs)
+
+
+def _folder() -> Path | None:
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    is_kept = folder and "://" not in folder and jax.config.values["jax_enable_compilation_cache"]
+    return Path(folder, "programs") if is_kept and sys.platform == "linux" and jax.default_backend() == "cpu" else None
+
+
+def _kind(leaf: Any) -> tuple[Any, ...]:
+    return getattr(leaf, "shape", ()), getattr(leaf, "dtype", type(leaf)), getattr(leaf, "weak_type", None)
+
+
+@cache
+def _surroundings() -> str:
+    """What a compiled program depends on, apart from what is compiled."""
+    package = Path(__file__).parent
+    sources = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        sources.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    options = {name: value for name, value in jax.config.values.items() if "cache" not in name}
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    # x86 says "flags", ARM "Features"; XLA divides the work among the cores that the process may use.
+    features = {line for line in processors if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    cores = len(os.sched_getaffinity(0)), len(jax.devices())
+    machine = sorted(features), cores, os.environ.get("XLA_FLAGS")
+    return repr((sources.hexdigest(), sorted(options.items()), versions, sys.version_info, machine))
+
+
+def _read(file: Path) -> Callable[..., Any] | None:
+    """None where there is none that can be read."""
+    try:
+        content = file.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return None
+        os.utime(file)  # used
+        stored = pickle.loads(content[32:])
+        return serialize_executable.deserialize_and_load(*stored, execution_devices=jax.devices()[:1])
+    except (OSError, ValueError, pickle.PickleError, jax.errors.JaxRuntimeError):
+        return None
+
+
+_COMPILING = threading.Lock()
+
+
+def _compile(jitted: Any, leaves: list[Any], file: Path) -> Callable[..., Any]:
+    """The program, which `file` then holds if it took, tracing included, as long as what jax's cache keeps.
+
+    It stays out of jax's cache: what jax has read from there cannot be written again
+    (findings/jax_serialize_cached_program.sh).
+    """
+    option, hits = "jax_persistent_cache_min_compile_time_secs", []
+    least = jax.config.values[option]
+
+    def note(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    with _COMPILING:
+        jax.config.update(option, float("inf"))
+        jax.monitoring.register_event_listener(note)
+        start = time.monotonic()
+        try:
+            program = jitted.lower(*leaves).compile()
+        finally:
+            jax.monitoring.unregister_event_listener(note)
+            jax.config.update(option, least)
+    if not hits and time.monotonic() - start >= least:
+        _write(program, file)
+    return program
+
+
+def _write(program: jax.stages.Compiled, file: Path) -> None:
+    """Whole or not at all, and instead of programs that nobody has used for a month: each version has its own."""
+    try:
+        content = pickle.dumps(serialize_executable.serialize(program))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for other in file.parent.iterdir():
+            if other.stat().st_mtime < time.time() - MONTH:
+                other.unlink()
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+            part.write(hashlib.sha256(content).digest() + content)
+        os.replace(part.name, file)
+    except (OSError, ValueError, NotImplementedError) as error:
+        warnings.warn(f"{file.parent}: a compiled program cannot be kept there: {error}", stacklevel=2)
 
 
 class CompilingFirst(tqdm):

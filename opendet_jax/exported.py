@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 from opendet_jax import __version__
 from opendet_jax.batch import Images
 from opendet_jax.checkpoints import intact
-from opendet_jax.compilation import enable_cache
+from opendet_jax.compilation import compiler_options, enable_cache
 from opendet_jax.config import Config
 from opendet_jax.config_files import at_least, parse_config
 from opendet_jax.data.tokenizer import ByteTokenizer, T5Tokenizer, Tokenizer, TokenizerError, load_tokenizer
@@ -230,7 +230,10 @@ class _Programs(Inference):
     def __init__(self, folder: Path, about: Mapping[str, Any], config: Config, decode: Callable[[np.ndarray], str]):
         super().__init__(cast(Any, None), load_file(folder / PARAMETERS), config, decode)
         self._named = {file: program["parameters"] for file, program in about["programs"].items()}
-        self._programs = {file: jax.jit(_read_program(folder / file, about)) for file in about["programs"]}
+        options = compiler_options(jax.default_backend())
+        self._programs = {
+            file: jax.jit(_read_program(folder / file, about), compiler_options=options) for file in about["programs"]
+        }
         self._generate = lambda _params, prompts, _trie, most_tokens: self._run(NAMING, prompts)
         self._batch_size = about["batch_size"]
 

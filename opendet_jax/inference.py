@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from opendet_jax.batch import Images
+from opendet_jax.compilation import StoredProgram
 from opendet_jax.config import Config
 from opendet_jax.given_names import AlignedNames, GivenNames, SpelledNames
 from opendet_jax.ops.boxes import nms, to_corners
@@ -94,9 +95,12 @@ class Inference:
         self._mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
         self.params = params
         self._decode = decode
-        self._encode = jax.jit(self.on_each_device(self._first_half))
-        self._decode_queries = jax.jit(self._second_half, static_argnames="slots")
-        self._generate = jax.jit(self._names, static_argnames="most_tokens")
+        # The text of all that the programs depend on, where that is this package's model on the first device.
+        is_ours = type(model).__module__.startswith("opendet_jax.")
+        of = repr((model, config.eval)) if is_ours and list(self._mesh.devices.flat) == jax.devices()[:1] else None
+        self._encode = StoredProgram(self.on_each_device(self._first_half), of)
+        self._decode_queries = StoredProgram(self._second_half, of)
+        self._generate = StoredProgram(self._names, of)
 
     @property
     def params(self) -> Any:

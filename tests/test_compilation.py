@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from opendet_jax.compilation import CompilingFirst, compiler_options, give_back_memory
+from opendet_jax.compilation import CompilingFirst, StoredProgram, compiler_options, give_back_memory
 
 PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
 PRINT += "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1)(1.0)"
@@ -78,16 +78,26 @@ def test_the_interface_keeps_them(tmp_path, monkeypatch):
         detector.load(tmp_path)
 
 
-def test_sums_stay_with_xla_on_cpus():
-    """Products alone are handed to YNN, where by default sums are too; of other platforms nothing is asked."""
+def test_what_xla_hands_to_ynn_on_cpus():
+    """Nothing from jax 0.11 on; before, products alone in training, where by default sums are too."""
     x = jnp.ones((64, 64))
 
-    def handed_over(options: dict[str, str]) -> int:
-        program = jax.jit(lambda x: (x @ x, jnp.tanh(x).sum(1)), compiler_options=options)
-        return len(re.findall(r"ynn_fusion[.\d]* = ", program.lower(x).compile().as_text()))
+    def function(x):
+        return x @ x, jnp.tanh(x).sum(1)
 
-    assert 0 < handed_over(compiler_options("cpu")) < handed_over({})
-    assert compiler_options("gpu") == compiler_options("tpu") == {}
+    def count(lowered: jax.stages.Lowered) -> int:
+        return len(re.findall(r"ynn_fusion[.\d]* = ", lowered.compile().as_text()))
+
+    def handed_over(options: dict[str, str]) -> int:
+        return count(jax.jit(function, compiler_options=options).lower(x))
+
+    default, training, forward = ({}, compiler_options("cpu", trains=True), compiler_options("cpu"))
+    if jax.__version_info__ >= (0, 11):
+        assert handed_over(default) > handed_over(training) == handed_over(forward) == 0
+    else:
+        assert handed_over(forward) == handed_over(default) > handed_over(training) > 0
+    assert count(StoredProgram(function).lower(x)) == handed_over(forward)
+    assert compiler_options("gpu", trains=True) == compiler_options("tpu") == {}
 
 
 def test_a_bar_leaves_out_the_piece_that_compiles(monkeypatch):
@@ -103,3 +113,79 @@ def test_a_bar_leaves_out_the_piece_that_compiles(monkeypatch):
         shown = str(bar)
     assert shown.startswith(" 60%")
     assert "12/20 [00:04<00:04,  2.00it/s]" in shown
+
+
+DOUBLE = """
+import sys, jax.numpy as jnp
+from jax.experimental import serialize_executable
+from opendet_jax import compilation
+compilation.enable_cache()
+jax = compilation.jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", float(sys.argv[2]))
+traced = []
+
+def double(x, by, most):
+    traced.append(1)
+    return {"of": jnp.minimum(2 * x["a"] * by, most)}
+
+program = compilation.StoredProgram(double, sys.argv[1] or None)
+for size in (3, 3, 4):
+    print(program({"a": jnp.arange(size)}, 1.5, most=5)["of"].tolist(), end=" ")
+print(program.count(), sum(traced))
+"""
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "programs").glob("*")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are kept on Linux alone")
+def test_a_stored_program_is_not_traced_again(tmp_path):
+    def run(of: str = "two", least: str = "0", **environment: str) -> str:
+        own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        own |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), **environment}
+        done = subprocess.run([sys.executable, "-c", DOUBLE, of, least], env=own, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr
+        values, traced = done.stdout.rsplit(maxsplit=1)
+        assert values == "[0.0, 3.0, 5.0] [0.0, 3.0, 5.0] [0.0, 3.0, 5.0, 5.0] 2"
+        return traced
+
+    assert run(least="100") == "2"  # compiled too soon to be kept
+    assert not stored(tmp_path)
+    assert run() == "2"  # once a shape
+    first = stored(tmp_path)
+    assert len(first) == 2
+    assert run() == "0"
+    # What else a program depends on: what it holds, jax's options, XLA's, whether it is kept at all.
+    assert run(of="another") == "2"
+    assert run(JAX_DEFAULT_MATMUL_PRECISION="highest") == "2"
+    assert run(XLA_FLAGS="--xla_cpu_enable_fast_min_max=false") == "2"
+    assert len(stored(tmp_path)) == 8
+    assert run(JAX_ENABLE_COMPILATION_CACHE="false") == "2"
+    assert len(stored(tmp_path)) == 8
+
+    damaged, cut = sorted(first)
+    (tmp_path / "programs" / damaged).write_bytes(first[damaged][:40] + b"?" + first[damaged][41:])
+    (tmp_path / "programs" / cut).write_bytes(first[cut][:-1])
+    assert run() == "2"
+    os.utime(tmp_path / "programs" / damaged, (0, 0))  # used long ago, but it is used now
+    os.utime(tmp_path / "programs" / cut, (0, 0))
+    assert run() == "0"
+    nobody = next(name for name in stored(tmp_path) if name not in first)
+    os.utime(tmp_path / "programs" / nobody, (0, 0))
+    assert run(of="a third") == "2"
+    assert nobody not in stored(tmp_path)
+    assert len(stored(tmp_path)) == 9
+    assert run(of="") == "2"  # jax.jit
+    assert len(stored(tmp_path)) == 9
+
+
+def test_what_jax_has_read_from_its_own_cache_is_not_stored(tmp_path):
+    """It could not be run (findings/jax_serialize_cached_program.sh)."""
+    before = DOUBLE.replace("sys.argv[1] or None", "None")  # jax.jit, which uses jax's cache
+    own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    for script, traced in ((before, "2"), (DOUBLE, "2"), (DOUBLE, "2")):
+        done = subprocess.run([sys.executable, "-c", script, "x", "0"], env=own, capture_output=True, text=True)
+        assert done.stdout.split()[-1] == traced, done.stderr
+    assert not stored(tmp_path)

@@ -106,7 +106,7 @@ def test_a_program_for_each_size_of_chunk_names_any_number_of_prompts():
         names, scores = inference.name(prompts)
         assert [beams[0] for beams in names] == [f"image 0 query {row} beam 0" for row in range(rows)]
         assert scores.shape == (rows, BEAMS)
-    assert inference._generate._cache_size() == 2
+    assert inference._generate.count() == 2
 
 
 def test_only_the_best_valid_ones_are_kept():
@@ -170,7 +170,7 @@ def test_parameters_may_be_replaced():
     inference.params = {**inference.params, "logits": np.array([[2.0, 1.0, 0.0]], np.float32)}
     found = inference(images(1), [(10, 10)], EVERYTHING)[0]
     assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
-    assert inference._encode._cache_size() == inference._decode_queries._cache_size() == 1
+    assert inference._encode.count() == inference._decode_queries.count() == 1
 
 
 class Agreeing(Scripted):

@@ -68,7 +68,7 @@ class Programs:
         self.take = jax.jit(
             make_step(self.model, self.optimizer, self.config),
             donate_argnums=0,
-            compiler_options=compiler_options(jax.default_backend()),
+            compiler_options=compiler_options(jax.default_backend(), trains=True),
         )
         self.inference = Inference(self.model, None, self.config, self.tokenizer.decode)
         self.measures = Measures(self.inference, self.config, self.embedder)

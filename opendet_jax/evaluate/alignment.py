@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32, Int
 from numpy import ndarray
 
 from opendet_jax.batch import Images, Objects
-from opendet_jax.compilation import CompilingFirst
+from opendet_jax.compilation import CompilingFirst, compiler_options
 from opendet_jax.config import Config
 from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.pipeline import evaluation_batches
@@ -84,7 +84,8 @@ def analyse(inference: Inference, dataset: Dataset, config: Config, texts: NameT
     """A pass of its own over the data set. Raises ImageError: an image cannot be read."""
     records = {record.image_id: record for record in dataset.records}
     slots = max(1, *(len(record.boxes) for record in dataset.records))  # one size, hence one compilation a bucket
-    find = jax.jit(inference.on_each_device(partial(_find, inference.model)))
+    options = compiler_options(jax.default_backend())
+    find = jax.jit(inference.on_each_device(partial(_find, inference.model)), compiler_options=options)
     found: list[Float32[ndarray, "n 3"]] = [np.zeros((0, 3), np.float32)]
     with CompilingFirst(total=len(dataset), desc=f"analyse {config.data.name}", unit="image") as progress:
         for batch in evaluation_batches(dataset, config.data, config.eval.batch_size):

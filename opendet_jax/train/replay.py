@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from opendet_jax.batch import Batch, Images, Objects
+from opendet_jax.compilation import compiler_options
 from opendet_jax.config import Config
 from opendet_jax.errors import InputError
 from opendet_jax.files import replacing
@@ -125,7 +126,8 @@ def replay(config: Config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         rows = own_rows(mesh, len(replayed.image_ids))
         batch = place_batch(jax.tree.map(lambda x: x[rows], replayed.batch), mesh)
-        terms, grads = jax.jit(step_gradients(model, config))(state.params, batch, state.step)
+        options = compiler_options(mesh.devices.flat[0].platform, trains=True)
+        terms, grads = jax.jit(step_gradients(model, config), compiler_options=options)(state.params, batch, state.step)
         updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
     print(
         f"step {replayed.step + 1}, from the checkpoint of step {replayed.step}; images {replayed.image_ids.tolist()}"

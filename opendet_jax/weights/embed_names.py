@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 from tqdm import tqdm
 
 from opendet_jax.checkpoints.folder import TOKENIZER, load
+from opendet_jax.compilation import compiler_options
 from opendet_jax.config import CLIPTextConfig, split_of
 from opendet_jax.data.datasets import read_annotations
 from opendet_jax.data.formats.json_source import readable_name
@@ -37,7 +38,7 @@ class TextEncoder:
         self.config = config
         self._tokenizer = tokenizer
         self._params = params
-        self._encode = jax.jit(self._unit_embeddings)
+        self._encode = jax.jit(self._unit_embeddings, compiler_options=compiler_options(jax.default_backend()))
 
     def _unit_embeddings(self, params: Any, tokens: Int[Array, "R T"]) -> Float[Array, "R E"]:
         rows: Any = CLIPText(self.config).apply({"params": params}, tokens)

@@ -46,8 +46,8 @@ def test_few_slots_give_what_all_slots_give_and_compile_once(tiny, tiny_params, 
             np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
             assert ours.names == theirs.names
     assert slots == [8, 24, 8, 24]
-    assert (whole._decode_queries._cache_size(), split._decode_queries._cache_size()) == (1, 2)
-    assert (split._encode._cache_size(), split._generate._cache_size()) == (1, 2)  # names: chunks of 30 and of 100
+    assert (whole._decode_queries.count(), split._decode_queries.count()) == (1, 2)
+    assert (split._encode.count(), split._generate.count()) == (1, 2)  # names: chunks of 30 and of 100
 
 
 def test_photographs_of_a_bucket_and_settings_compile_nothing_more(tiny, tiny_params, tiny_images):

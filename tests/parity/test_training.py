@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from opendet_jax.compilation import compiler_options
 from opendet_jax.losses.naming import text_sigma
 from opendet_jax.losses.total import WEIGHTS
 from opendet_jax.weights.open_det import OPENDET_RULES
@@ -64,8 +65,9 @@ def step(train_vectors) -> Step:
             terms = program.losses(params, training)
         return terms, program.matched(training)
 
-    forward = jax.jit(lambda params: jax.vjp(losses, params, has_aux=True))
-    backward = jax.jit(lambda pull, cotangents: pull(cotangents)[0])
+    options = compiler_options(jax.default_backend(), trains=True)
+    forward = jax.jit(lambda params: jax.vjp(losses, params, has_aux=True), compiler_options=options)
+    backward = jax.jit(lambda pull, cotangents: pull(cotangents)[0], compiler_options=options)
 
     def take(params) -> Step:
         terms, pull, matched = forward(params)

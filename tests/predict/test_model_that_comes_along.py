@@ -1,6 +1,9 @@
 """opendet_jax.load("scenes_tiny"): small, complete, and it names drawn shapes that it has not seen."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,3 +115,30 @@ def test_by_language_the_score_of_a_name_is_what_it_is_when_the_model_is_free(de
         pytest.approx(scores[: 1 + len(others)], abs=1e-5)
         for scores, others in zip(given.name_scores.tolist(), given.alternatives, strict=True)
     ]
+
+
+DETECT = """
+import jax
+traced = set()
+jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: traced.add(about.get("fun_name")))
+import opendet_jax
+from opendet_jax.data.scene_drawing import draw_scene
+image, _ = draw_scene(seed=98, split="val", index=0, size=128)
+found = opendet_jax.load("scenes_tiny").detect(image)
+print(found.to_json())
+print(sorted(traced & {"_first_half", "_second_half", "_names"}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are kept on Linux alone")
+def test_the_first_detect_of_a_later_process_traces_nothing(tmp_path):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    seen = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", DETECT], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        seen.append(done.stdout.rstrip().rsplit("\n", 1))
+    (first, traced), (second, nothing) = seen
+    assert (traced, nothing) == ("['_first_half', '_names', '_second_half']", "[]")
+    assert json.loads(first)
+    assert first == second
