@@ -24,7 +24,10 @@ MONTH = 30 * 24 * 3600  # seconds
 
 
 def enable_cache() -> None:
-    """Keeps compiled programs in ~/.cache/opendet_jax, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+    """Keeps compiled programs in ~/.cache/opendet_jax, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    jax does; those of `StoredProgram` are in the folder programs/ there.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "opendet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -36,7 +39,7 @@ def compiler_options(platform: str, trains: bool = False) -> dict[str, str]:
     On CPUs XLA hands products and sums to a library, YNN. With jax 0.11.2 the first call of a full step's program gave
     one product with wrong rows, and the second, of the same arguments, the right ones (docs/install.md): from jax 0.11
     on nothing goes there. Before, sums do not in training, for XLA looks for each of what is handed over among all
-    operations when it loads a program from disk: that of the full training step in 69 s, with products alone in about 43.
+    operations when it loads a program from disk: the full training step's in 69 s, with products alone in about 43.
     """
     if platform != "cpu":
         return {}
