@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +93,9 @@ class StoredProgram:
         folder = _folder() if self._of else None
         if not folder:
             return jitted
-        file = folder / hashlib.sha256(repr((_surroundings(), self._of, key)).encode()).hexdigest()
+        options = sorted((name, value) for name, value in jax.config.values.items() if "cache" not in name)
+        depends_on = repr((self._of, key, options, _surroundings()))
+        file = folder / hashlib.sha256(depends_on.encode()).hexdigest()
         return _read(file) or _compile(jitted, leaves, file)
 
     def lower(self, *arrays: Any, **static: Any) -> jax.stages.Lowered:
@@ -116,26 +119,24 @@ def _kind(leaf: Any) -> tuple[Any, ...]:
 
 @cache
 def _surroundings() -> str:
-    """What a compiled program depends on, apart from what is compiled."""
+    """What programs of this process depend on: the code, and the machine that it is compiled for."""
     package = Path(__file__).parent
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         sources.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
-    options = {name: value for name, value in jax.config.values.items() if "cache" not in name}
-    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    versions = sys.version_info, [version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
     processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     # x86 says "flags", ARM "Features"; XLA divides the work among the cores that the process may use.
     features = {line for line in processors if line.startswith(("model name", "flags", "Features", "CPU part"))}
     cores = len(os.sched_getaffinity(0)), len(jax.devices())
-    machine = sorted(features), cores, os.environ.get("XLA_FLAGS")
-    return repr((sources.hexdigest(), sorted(options.items()), versions, sys.version_info, machine))
+    return repr((sources.hexdigest(), versions, sorted(features), cores, os.environ.get("XLA_FLAGS")))
 
 
 def _read(file: Path) -> Callable[..., Any] | None:
-    """None where there is none that can be read."""
+    """None where there is none, undamaged and of this user: it is code, which is not taken from others."""
     try:
         content = file.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
+        if file.stat().st_uid != os.getuid() or hashlib.sha256(content[32:]).digest() != content[:32]:
             return None
         os.utime(file)  # used
         stored = pickle.loads(content[32:])
@@ -154,13 +155,13 @@ def _compile(jitted: Any, leaves: list[Any], file: Path) -> Callable[..., Any]:
     (findings/jax_serialize_cached_program.sh).
     """
     option, hits = "jax_persistent_cache_min_compile_time_secs", []
-    least = jax.config.values[option]
 
     def note(event: str, **_: Any) -> None:
         if event == "/jax/compilation_cache/cache_hits":
             hits.append(event)
 
     with _COMPILING:
+        least = jax.config.values[option]
         jax.config.update(option, float("inf"))
         jax.monitoring.register_event_listener(note)
         start = time.monotonic()
@@ -175,16 +176,18 @@ def _compile(jitted: Any, leaves: list[Any], file: Path) -> Callable[..., Any]:
 
 
 def _write(program: jax.stages.Compiled, file: Path) -> None:
-    """Whole or not at all, and instead of programs that nobody has used for a month: each version has its own."""
+    """Whole or not at all, and instead of what nobody has used for a month: each version has programs of its own."""
     try:
         content = pickle.dumps(serialize_executable.serialize(program))
         file.parent.mkdir(parents=True, exist_ok=True)
         for other in file.parent.iterdir():
-            if other.stat().st_mtime < time.time() - MONTH:
-                other.unlink()
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(hashlib.sha256(content).digest() + content)
-        os.replace(part.name, file)
+            with suppress(OSError):  # another process has removed it
+                if other.stat().st_mtime < time.time() - MONTH:
+                    other.unlink()
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder, file.name)
+            part.write_bytes(hashlib.sha256(content).digest() + content)
+            part.replace(file)
     except (OSError, ValueError, NotImplementedError) as error:
         warnings.warn(f"{file.parent}: a compiled program cannot be kept there: {error}", stacklevel=2)
 
