@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +59,28 @@ def give_back_memory() -> None:
 class StoredProgram:
     """`jax.jit(function)` for processes that compute little: what is compiled is read from disk without being traced.
 
-    jax's own cache is asked with a program that is traced and lowered, which takes a small model five times as long as
-    reading it (docs/first_steps.md#seconds). Here what a program depends on is told instead: `of`, the text of all that
-    `function` holds; its arguments' shapes; the sources of this package, jax, Flax and their options; the processor.
+    jax's own cache is asked with a program that is traced and lowered, which takes a small model several times as long
+    as reading it (docs/first_steps.md#seconds). Here what a program depends on is told instead: `of`, the text of all
+    that `function` holds; its arguments' shapes; jax's options; this package's sources, the versions of jax, Flax and
+    NumPy; the processor.
 
-    It is `jax.jit` where `of` is None, where no folder keeps compiled programs (`enable_cache`), and on GPUs and TPUs.
-    jax's options are those of the first call.
+    It is `jax.jit`, with jax's cache, where `of` is None, without a folder for programs (`enable_cache`) that can be
+    written to, and on GPUs and TPUs.
     """
 
     def __init__(self, function: Callable[..., Any], of: str | None = None):
-        """`function` of trees of arrays, and of keywords for which it is compiled anew."""
+        """`function` of parameters, other trees of arrays, and keywords for which it is compiled anew."""
         self._function = function
         self._of = of and f"{function.__qualname__} of {of}"
         self._programs: dict[Any, Callable[..., Any]] = {}
+        self._params: tuple[Any, Any] = None, ()  # the last ones, and what a program has to know of them
 
-    def __call__(self, *arrays: Any, **static: Any) -> Any:
-        leaves, tree = jax.tree.flatten(arrays)
-        key = tree, tuple(_kind(leaf) for leaf in leaves), tuple(sorted(static.items()))
+    def __call__(self, params: Any, *arrays: Any, **static: Any) -> Any:
+        leaves, tree = jax.tree.flatten((params, *arrays))
+        if params is not self._params[0]:  # hundreds of arrays, which are seldom others
+            self._params = params, _Hashed(tuple(map(_kind, jax.tree.leaves(params))))
+        others = tuple(map(_kind, jax.tree.leaves(arrays)))
+        key = tree, self._params[1], others, tuple(sorted(static.items())), _options()
         if key not in self._programs:
             self._programs[key] = self._program(key, self._jitted(tree, static), leaves)
         return self._programs[key](*leaves)
@@ -91,12 +96,14 @@ class StoredProgram:
 
     def _program(self, key: Any, jitted: Any, leaves: list[Any]) -> Callable[..., Any]:
         folder = _folder() if self._of else None
-        if not folder:
+        surroundings = _surroundings() if folder else None
+        if not folder or not surroundings:
             return jitted
-        options = sorted((name, value) for name, value in jax.config.values.items() if "cache" not in name)
-        depends_on = repr((self._of, key, options, _surroundings()))
-        file = folder / hashlib.sha256(depends_on.encode()).hexdigest()
-        return _read(file) or _compile(jitted, leaves, file)
+        file = folder / hashlib.sha256(repr((self._of, key, surroundings)).encode()).hexdigest()
+        program = _read(file)
+        if program is None and _can_be_written(folder):
+            program = _compile(jitted, leaves, file)
+        return program or jitted
 
     def lower(self, *arrays: Any, **static: Any) -> jax.stages.Lowered:
         leaves, tree = jax.tree.flatten(arrays)
@@ -107,42 +114,82 @@ class StoredProgram:
         return len(self._programs)
 
 
-def _folder() -> Path | None:
-    folder = jax.config.values["jax_compilation_cache_dir"]
-    is_kept = folder and "://" not in folder and jax.config.values["jax_enable_compilation_cache"]
-    return Path(folder, "programs") if is_kept and sys.platform == "linux" and jax.default_backend() == "cpu" else None
+class _Hashed:
+    """A value whose hash is computed once."""
+
+    def __init__(self, value: Any):
+        self._value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and (self is other or self._value == other._value)
+
+    def __repr__(self) -> str:
+        return repr(self._value)
 
 
 def _kind(leaf: Any) -> tuple[Any, ...]:
     return getattr(leaf, "shape", ()), getattr(leaf, "dtype", type(leaf)), getattr(leaf, "weak_type", None)
 
 
+def _options() -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value) for name, value in jax.config.values.items() if "cache" not in name)
+
+
+def _folder() -> Path | None:
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    is_kept = folder and "://" not in folder and jax.config.values["jax_enable_compilation_cache"]
+    return Path(folder, "programs") if is_kept and sys.platform == "linux" and jax.default_backend() == "cpu" else None
+
+
+def _sources() -> str | None:
+    """Their hash; None where the package has been installed without them."""
+    package, found = Path(__file__).parent, hashlib.sha256()
+    files = sorted(package.rglob("*.py"))
+    for file in files:
+        found.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return found.hexdigest() if files else None
+
+
+# Now, for files may change while the process lives.
+_SOURCES = _sources()
+
+
 @cache
-def _surroundings() -> str:
-    """What programs of this process depend on: the code, and the machine that it is compiled for."""
-    package = Path(__file__).parent
-    sources = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        sources.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
-    versions = sys.version_info, [version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
-    processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+def _surroundings() -> str | None:
+    """What programs of this process depend on: the code, and the machine that it is compiled for. None: not known."""
+    try:
+        versions = sys.version_info, [version(name) for name in ("jax", "jaxlib", "flax", "numpy")]
+        processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, PackageNotFoundError):
+        return None
     # x86 says "flags", ARM "Features"; XLA divides the work among the cores that the process may use.
     features = {line for line in processors if line.startswith(("model name", "flags", "Features", "CPU part"))}
     cores = len(os.sched_getaffinity(0)), len(jax.devices())
-    return repr((sources.hexdigest(), versions, sorted(features), cores, os.environ.get("XLA_FLAGS")))
+    machine = sorted(features), cores, os.environ.get("XLA_FLAGS")
+    return repr((_SOURCES, versions, machine)) if _SOURCES and features else None
 
 
 def _read(file: Path) -> Callable[..., Any] | None:
     """None where there is none, undamaged and of this user: it is code, which is not taken from others."""
     try:
-        content = file.read_bytes()
-        if file.stat().st_uid != os.getuid() or hashlib.sha256(content[32:]).digest() != content[:32]:
+        with file.open("rb") as opened:
+            content, owner = opened.read(), os.fstat(opened.fileno()).st_uid
+        if owner != os.getuid() or hashlib.sha256(content[32:]).digest() != content[:32]:
             return None
-        os.utime(file)  # used
+        with suppress(OSError):
+            os.utime(file)  # it has been used
         stored = pickle.loads(content[32:])
         return serialize_executable.deserialize_and_load(*stored, execution_devices=jax.devices()[:1])
     except (OSError, ValueError, pickle.PickleError, jax.errors.JaxRuntimeError):
         return None
+
+
+def _can_be_written(folder: Path) -> bool:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return os.access(there, os.W_OK)
 
 
 _COMPILING = threading.Lock()
@@ -177,18 +224,27 @@ def _compile(jitted: Any, leaves: list[Any], file: Path) -> Callable[..., Any]:
 
 def _write(program: jax.stages.Compiled, file: Path) -> None:
     """Whole or not at all, and instead of what nobody has used for a month: each version has programs of its own."""
+    if _sources() != _SOURCES:
+        return
     try:
         content = pickle.dumps(serialize_executable.serialize(program))
+    except Exception:  # some cannot be, those that call back into Python for one, and each in its own way
+        return
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for other in file.parent.iterdir():
             with suppress(OSError):  # another process has removed it
                 if other.stat().st_mtime < time.time() - MONTH:
                     other.unlink()
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder, file.name)
-            part.write_bytes(hashlib.sha256(content).digest() + content)
-            part.replace(file)
-    except (OSError, ValueError, NotImplementedError) as error:
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+            try:
+                part.write(hashlib.sha256(content).digest() + content)
+                part.flush()
+                os.replace(part.name, file)
+            except OSError:
+                os.unlink(part.name)
+                raise
+    except OSError as error:
         warnings.warn(f"{file.parent}: a compiled program cannot be kept there: {error}", stacklevel=2)
 
 

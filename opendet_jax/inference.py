@@ -95,9 +95,10 @@ class Inference:
         self._mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
         self.params = params
         self._decode = decode
-        # The text of all that the programs depend on, where that is this package's model on the first device.
-        is_ours = type(model).__module__.startswith("opendet_jax.")
-        of = repr((model, config.eval)) if is_ours and list(self._mesh.devices.flat) == jax.devices()[:1] else None
+        # The text of all that the programs hold, where they are this package's and run on the first device.
+        is_ours = all(type(x).__module__.startswith("opendet_jax.") for x in (self, model))
+        is_first = list(self._mesh.devices.flat) == jax.devices()[:1]
+        of = repr((model, config.eval.num_beams)) if is_ours and is_first else None
         self._encode = StoredProgram(self.on_each_device(self._first_half), of)
         self._decode_queries = StoredProgram(self._second_half, of)
         self._generate = StoredProgram(self._names, of)

@@ -5,12 +5,16 @@ import os
 import re
 import subprocess
 import sys
+import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from opendet_jax import compilation
 from opendet_jax.compilation import CompilingFirst, StoredProgram, compiler_options, give_back_memory
 
 PRINT = "from opendet_jax.compilation import enable_cache; enable_cache(); import jax; "
@@ -189,3 +193,74 @@ def test_what_jax_has_read_from_its_own_cache_is_not_stored(tmp_path):
         done = subprocess.run([sys.executable, "-c", script, "x", "0"], env=own, capture_output=True, text=True)
         assert done.stdout.split()[-1] == traced, done.stderr
     assert not stored(tmp_path)
+
+
+def test_options_of_jax_have_programs_of_their_own():
+    program = StoredProgram(lambda x, by: x * by)
+    assert program(np.ones(3, np.float32), 2.0).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert program(np.ones(3), 2.0).dtype == jnp.float64
+    assert program(np.ones(3), 2.0).dtype == jnp.float32  # two kinds of array, and options twice
+    assert program.count() == 3
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A program that could be kept, and the folder where."""
+    monkeypatch.setattr(compilation, "_folder", lambda: tmp_path / "programs")
+    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield lambda function, *arrays: StoredProgram(function, str(tmp_path))(*arrays), tmp_path / "programs"
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+def missing(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def triple(x):
+    return 3 * x
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are kept on Linux alone")
+@pytest.mark.parametrize("what", ["changed", "absent", "elsewhere", "unknown"])
+def test_nothing_is_stored_where_it_is_not_known_what_a_program_depends_on(kept, monkeypatch, what):
+    run, folder = kept
+    if what == "changed":  # since the process has read them
+        monkeypatch.setattr(compilation, "_SOURCES", "of yesterday")
+    elif what == "absent":
+        monkeypatch.setattr(compilation, "_SOURCES", None)
+    elif what == "elsewhere":
+        monkeypatch.setattr(compilation, "_can_be_written", lambda folder: False)
+    else:
+        monkeypatch.setattr(compilation, "version", missing)
+    compilation._surroundings.cache_clear()
+    np.testing.assert_array_equal(run(triple, np.arange(3)), [0, 3, 6])
+    compilation._surroundings.cache_clear()
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are kept on Linux alone")
+def test_programs_of_other_users_are_not_run(kept, monkeypatch):
+    run, folder = kept
+    new = time.time_ns() % 2**30  # what jax's cache has is not stored
+    run(lambda x: x + new, np.arange(3))
+    [file] = folder.iterdir()
+    assert compilation._read(file) is not None
+    monkeypatch.setattr("os.getuid", lambda: os.stat(file).st_uid + 1)
+    assert compilation._read(file) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are kept on Linux alone")
+def test_what_cannot_be_written_runs(kept):
+    run, folder = kept
+    seen = []
+
+    def noted(x):
+        jax.debug.callback(seen.append, x.sum())
+        return x + 1
+
+    np.testing.assert_array_equal(run(noted, np.arange(3)), [1, 2, 3])
+    jax.effects_barrier()
+    assert seen == [3]
+    assert not folder.exists()

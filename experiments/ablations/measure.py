@@ -15,6 +15,7 @@ from numpy import ndarray
 from scipy.stats import spearmanr
 
 from opendet_jax.batch import Images, Objects
+from opendet_jax.compilation import compiler_options
 from opendet_jax.config import Config
 from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.pipeline import EvaluationBatch, evaluation_batches
@@ -61,8 +62,9 @@ class Measures:
         self._inference, self._config, self._embedder = inference, config, embedder
         self._similar = HashedEmbedder(config.model.text_width)  # of names, whatever the model was trained with
         model: Any = inference.model
-        self._match = jax.jit(partial(_matched, model))
-        self._gradients = jax.jit(partial(_opposed, model, config))
+        options = compiler_options(jax.default_backend())
+        self._match = jax.jit(partial(_matched, model), compiler_options=options)
+        self._gradients = jax.jit(partial(_opposed, model, config), compiler_options=options)
 
     def __call__(self, params: Any, evaluated: Dataset, opposing_on: Mixture | None) -> dict[str, Any]:
         """`opposing_on`: scenes on which gradients are looked at, by a program of its own; None: they are not."""

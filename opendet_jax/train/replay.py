@@ -128,7 +128,7 @@ def replay(config: Config, workdir: Path) -> None:
         batch = place_batch(jax.tree.map(lambda x: x[rows], replayed.batch), mesh)
         options = compiler_options(mesh.devices.flat[0].platform, trains=True)
         terms, grads = jax.jit(step_gradients(model, config), compiler_options=options)(state.params, batch, state.step)
-        updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
+        updates, _ = jax.jit(optimizer.update, compiler_options=options)(grads, state.opt_state, state.params)
     print(
         f"step {replayed.step + 1}, from the checkpoint of step {replayed.step}; images {replayed.image_ids.tolist()}"
     )

@@ -1,6 +1,8 @@
 """Inference in two halves: the number of selected queries chooses the size of the second."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -68,3 +70,18 @@ def test_photographs_of_a_bucket_and_settings_compile_nothing_more(tiny, tiny_pa
         after.append(len(compiled))
     assert after[0] > 0
     assert after == [after[0]] * 5
+
+
+def test_programs_hold_nothing_of_the_config_but_what_they_are_known_by(tiny, tiny_params, tiny_images):
+    """On disk they are known by the model and the number of beams (inference.py); more would be an AttributeError."""
+    inference = Inference(OpenDet(tiny), tiny_params, Config(model=tiny, eval=SHORT), str)
+    inference.config = cast(Any, SimpleNamespace(eval=SimpleNamespace(num_beams=SHORT.num_beams)))
+    given = np.zeros((4, tiny.text_width), np.float32)
+
+    def both_halves(params, images, asked):
+        return jax.tree.leaves(inference._second_half(params, asked, inference._first_half(params, images), slots=8))
+
+    for texts in (None, given):
+        jax.eval_shape(both_halves, tiny_params, tiny_images, ((0.9, 300), texts))
+    tokens, scores = jax.eval_shape(lambda *x: inference._names(*x, None, 3), tiny_params, given)
+    assert tokens.shape[:2] == scores.shape == (len(given), SHORT.num_beams)

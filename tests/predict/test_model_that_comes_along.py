@@ -124,7 +124,9 @@ jax.monitoring.register_event_duration_secs_listener(lambda event, _, **about: t
 import opendet_jax
 from opendet_jax.data.scene_drawing import draw_scene
 image, _ = draw_scene(seed=98, split="val", index=0, size=128)
-found = opendet_jax.load("scenes_tiny").detect(image)
+detector = opendet_jax.load("scenes_tiny")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+found = detector.detect(image)
 print(found.to_json())
 print(sorted(traced & {"_first_half", "_second_half", "_names"}))
 """
