@@ -23,7 +23,7 @@ run: $(VENV)/run
 	@echo "$(RUN)/predict: one annotated picture a photograph, and predictions.json"
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # The page in the browser, in Debian's Chromium. What gradio wants lies over the packages of the other tests.
 test-demo: .venv-demo/done

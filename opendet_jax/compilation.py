@@ -72,6 +72,7 @@ class StoredProgram:
         """`function` of parameters, other trees of arrays, and keywords for which it is compiled anew."""
         self._function = function
         self._of = of and f"{function.__qualname__} of {of}"
+        self._jits: dict[Any, Any] = {}
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._params: tuple[Any, Any] = None, ()  # the last ones, and what a program has to know of them
 
@@ -87,12 +88,15 @@ class StoredProgram:
 
     def _jitted(self, tree: Any, static: dict[str, Any]) -> Any:
         """Of the leaves of its arguments: a file needs to know no other tree than that of the results."""
+        key = tree, tuple(sorted(static.items()))
+        if key in self._jits:
+            return self._jits[key]
 
         def of_leaves(*leaves: Any) -> Any:
             return self._function(*tree.unflatten(leaves), **static)
 
         of_leaves.__name__ = self._function.__name__  # which profiles show
-        return jax.jit(of_leaves, compiler_options=compiler_options(jax.default_backend()))
+        return self._jits.setdefault(key, jax.jit(of_leaves, compiler_options=compiler_options(jax.default_backend())))
 
     def _program(self, key: Any, jitted: Any, leaves: list[Any]) -> Callable[..., Any]:
         folder = _folder() if self._of else None

@@ -23,6 +23,23 @@ jax.config.update("jax_disable_most_optimizations", True)
 enable_cache()  # modules and processes share what they compile
 pytest_plugins = ("tests.parity.plugin",)
 
+# The files that take minutes, longest first. With two processes the last one should not be left with one of them.
+LONG = (
+    "parity/test_trajectory.py",
+    "parity/test_training.py",
+    "train/test_step.py",
+    "train/test_on_meshes.py",
+    "scaling/test_program.py",
+    "checkpoints/test_written_before.py",
+    "experiments/test_ablations.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONG)}
+    assert all(file.is_file() for file in places), LONG
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_given_back():
