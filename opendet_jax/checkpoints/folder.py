@@ -246,13 +246,21 @@ def read(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     item = _item(folder, step)
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        metadata = manager.item_metadata(step)[item]
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
+        template = _shapes(folder / CHECKPOINTS / str(step) / item, device)
         restored = manager.restore(
             step,
             args=ocp.args.Composite(**{item: ocp.args.StandardRestore(template)}, config=ocp.args.JsonRestore()),
         )
     return restored["config"], restored[item]
+
+
+def _shapes(item: Path, sharding: Any = None) -> Any:
+    """Of the arrays of one item of a checkpoint: a manager would look at the optimizer's too, for most of the time."""
+    import orbax.checkpoint as ocp
+
+    path: Any = item.absolute()  # for which Orbax has a type of its own
+    metadata = ocp.StandardCheckpointHandler().metadata(path).tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata)
 
 
 def _item(folder: Path, step: int) -> str:
@@ -284,9 +292,7 @@ def read_shapes(folder: Path, kind: str) -> Converted:
     step = _newest(folder, "params", "average", "config")
     with open_manager(folder / CHECKPOINTS, create=False) as manager:
         restored = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        metadata = manager.item_metadata(step)[_item(folder, step)].tree
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
-    return Converted(kind, restored["config"], shapes)
+    return Converted(kind, restored["config"], _shapes(folder / CHECKPOINTS / str(step) / _item(folder, step)))
 
 
 def load(folder: Path, kind: str) -> Converted:
