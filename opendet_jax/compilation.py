@@ -37,9 +37,9 @@ def enable_cache() -> None:
 def compiler_options(platform: str, trains: bool = False) -> dict[str, str]:
     """Of `jax.jit` for a program of the model, forward or, where it `trains`, of thousands of operations.
 
-    On CPUs XLA hands products and sums to a library, YNN. With jax 0.11.2 the first call of a full step's program gave
-    one product with wrong rows, and the second, of the same arguments, the right ones (docs/install.md): from jax 0.11
-    on nothing goes there. Before, sums do not in training, for XLA looks for each of what is handed over among all
+    On CPUs XLA hands products and sums to a library, YNN. With jax 0.11.2 the first call of a backward pass gave one
+    product with wrong rows, and the second, of the same arguments, the right ones (docs/install.md): from jax 0.11 on
+    nothing goes there. Before, sums do not in training, for XLA looks for each of what is handed over among all
     operations when it loads a program from disk: the full training step's in 69 s, with products alone in about 43.
     """
     if platform != "cpu":
@@ -69,19 +69,15 @@ class StoredProgram:
     """
 
     def __init__(self, function: Callable[..., Any], of: str | None = None):
-        """`function` of parameters, other trees of arrays, and keywords for which it is compiled anew."""
+        """`function` of trees of arrays, and of keywords for which it is compiled anew."""
         self._function = function
         self._of = of and f"{function.__qualname__} of {of}"
         self._jits: dict[Any, Any] = {}
         self._programs: dict[Any, Callable[..., Any]] = {}
-        self._params: tuple[Any, Any] = None, ()  # the last ones, and what a program has to know of them
 
-    def __call__(self, params: Any, *arrays: Any, **static: Any) -> Any:
-        leaves, tree = jax.tree.flatten((params, *arrays))
-        if params is not self._params[0]:  # hundreds of arrays, which are seldom others
-            self._params = params, _Hashed(tuple(map(_kind, jax.tree.leaves(params))))
-        others = tuple(map(_kind, jax.tree.leaves(arrays)))
-        key = tree, self._params[1], others, tuple(sorted(static.items())), _options()
+    def __call__(self, *arrays: Any, **static: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arrays)
+        key = tree, tuple(map(_kind, leaves)), tuple(sorted(static.items())), _options()
         if key not in self._programs:
             self._programs[key] = self._program(key, self._jitted(tree, static), leaves)
         return self._programs[key](*leaves)
@@ -116,22 +112,6 @@ class StoredProgram:
     def count(self) -> int:
         """Programs that have been called."""
         return len(self._programs)
-
-
-class _Hashed:
-    """A value whose hash is computed once."""
-
-    def __init__(self, value: Any):
-        self._value, self._hash = value, hash(value)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed) and (self is other or self._value == other._value)
-
-    def __repr__(self) -> str:
-        return repr(self._value)
 
 
 def _kind(leaf: Any) -> tuple[Any, ...]:
@@ -192,7 +172,7 @@ def _read(file: Path) -> Callable[..., Any] | None:
 
 
 def _can_be_written(folder: Path) -> bool:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
     return os.access(there, os.W_OK)
 
 

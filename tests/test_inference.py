@@ -1,5 +1,7 @@
 """Which detections are kept and named, with a model whose outputs are its parameters."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -171,6 +173,11 @@ def test_parameters_may_be_replaced():
     found = inference(images(1), [(10, 10)], EVERYTHING)[0]
     assert [names[0].split()[3] for names in found.names] == ["0", "1", "2"]
     assert inference._encode.count() == inference._decode_queries.count() == 1
+
+    held = weakref.ref(inference.params["logits"])
+    inference.params = None  # training has no room for them
+    gc.collect()
+    assert held() is None
 
 
 class Agreeing(Scripted):
