@@ -1,5 +1,6 @@
 """The package as it is installed: its wheel holds all of it and nothing else, and works from any folder."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 
 from opendet_jax import __version__
 from opendet_jax.data.scene_drawing import draw_scene
+from tests.checkpoints.hub_server import serving
 
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
@@ -47,8 +49,9 @@ def run(installed, tmp_path):
     """Runs a command in an empty folder, where the installed package comes before the repository's."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "GLIBC_TUNABLES": ""}
 
-    def execute(*command: str | Path, status: int = 0) -> tuple[str, str]:
-        settings = {"capture_output": True, "text": True, "timeout": 300, "cwd": tmp_path, "env": environment}
+    def execute(*command: str | Path, status: int = 0, **variables: str) -> tuple[str, str]:
+        given = environment | variables
+        settings = {"capture_output": True, "text": True, "timeout": 300, "cwd": tmp_path, "env": given}
         done = subprocess.run([sys.executable, "-P", *command], **settings)
         assert done.returncode == status, done.stderr
         return done.stdout, done.stderr
@@ -122,3 +125,32 @@ def test_prediction_on_a_folder_needs_no_config(run, installed, tmp_path):
         "1.png",
         "predictions.json",
     }
+
+
+FOUND = """
+import json, sys
+sys.modules |= dict.fromkeys(sys.argv[1].split(","))  # what cannot be imported
+import opendet_jax
+found = {}("{}").detect("scene.png")
+print(json.dumps([found.names, found.boxes.tolist(), found.scores.tolist()]))
+"""
+
+
+def test_from_a_hub_to_programs_that_need_no_flax(run, installed, tmp_path):
+    """The hub's model, and the programs that are made of it there and run where what makes them is missing."""
+    name, variables = "hf://me/scenes_tiny", {"HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1,localhost"}
+    Image.fromarray(draw_scene(99, "val", 0, 128)[0]).save(tmp_path / "scene.png")
+    model = ROOT / "opendet_jax" / "models" / "scenes_tiny"
+    with serving() as hub:
+        hub.add("me/scenes_tiny", {path.name: path.read_bytes() for path in model.iterdir()})
+        variables["HF_ENDPOINT"] = hub.address
+        run(installed / "bin" / "opendet", "programs", name, "--out", "programs", **variables)
+        said, _ = run("-c", FOUND.format("opendet_jax.load", name), "torch", **variables)
+    names, *numbers = json.loads(said)
+    hidden = "flax,optax,orbax,transformers,huggingface_hub"
+    said, _ = run("-c", FOUND.format("opendet_jax.run_exported", "programs"), hidden)
+    by_programs, *others = json.loads(said)
+    assert len(names) > 0
+    assert by_programs == names
+    for numbers_of_both, tolerance in zip(zip(numbers, others, strict=True), (1e-3, 1e-5), strict=True):
+        np.testing.assert_allclose(*numbers_of_both, rtol=0, atol=tolerance)  # pixels, and scores up to 1
