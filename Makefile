@@ -42,7 +42,7 @@ test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -q -m slow
 
 parity: $(VENV)/test
-	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/parity --parity-report docs/parity.md
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "minutes or not slow" tests/parity --parity-report docs/parity.md
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

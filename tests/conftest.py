@@ -16,24 +16,32 @@ from opendet_jax.compilation import enable_cache  # noqa: E402  (imported under 
 # Most tests run for a moment what takes a minute to compile, and so do the programs that they start. XLA's older way of
 # making CPU kernels, which jax 0.11 has no more, takes three quarters of the time of that by MLIR, which is what others
 # compile with, and `make parity`. Programs in one piece instead of 32 take a tenth less: both cores have tests to run.
+# Without sums by trees a training step takes a fifth less: each of them is a kernel outside of the fusions, for which
+# XLA walks through the whole program.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+FLAGS = ("use_fusion_emitters=false", "parallel_codegen_split_count=1")
 if jax.__version_info__ < (0, 11):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+    flags = ["--xla_disable_hlo_passes=tree_reduction_rewriter", *(f"--xla_cpu_{flag}" for flag in FLAGS)]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 jax.config.update("jax_disable_most_optimizations", True)
+gc.set_threshold(300_000, 50, 50)  # tracing makes objects that live: collecting at the usual times is a sixth of it
 enable_cache()  # modules and processes share what they compile
 pytest_plugins = ("tests.parity.plugin",)
 
 # The files that take minutes, longest first. With two processes the last one should not be left with one of them.
 LONG = (
     "parity/test_training.py",
-    "train/test_step.py",
+    "parity/test_detector.py",
     "end_to_end/test_program.py",
-    "parity/test_trajectory.py",
+    "train/test_step.py",
     "end_to_end/test_finetune.py",
-    "checkpoints/test_written_before.py",
-    "reliability/test_resume.py",
     "model/test_opendet.py",
+    "reliability/test_resume.py",
+    "reliability/test_non_finite.py",
     "test_shapes.py",
+    "checkpoints/test_written_before.py",
+    "parity/test_transformers.py",
+    "weights/test_convert.py",
 )
 
 

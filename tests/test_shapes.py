@@ -1,5 +1,6 @@
 """Every shipped config at its full size, by shapes alone: training step, detection, names, and all its parameters."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -27,7 +28,18 @@ def test_parameters_are_those_of_the_golden_file(name):
     assert table(shipped(name)) == (FOLDER / f"{name}.txt").read_text(), "if this is meant: make golden"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Half a minute each; but for its backbone each of these is swin_t.
+LARGER = "swin_s", "swin_l"
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_only_the_backbone_is_larger(name):
+    larger, config = shipped(name), shipped("swin_t")
+    model = replace(larger.model, backbone=config.model.backbone)
+    assert replace(larger, name="swin_t", model=model) == config
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER)) for name in CONFIGS])
 def test_every_stage_builds_at_full_size(name):
     config = shipped(name)
     model, data = OpenDet(config.model, config.ablation), config.data

@@ -217,9 +217,9 @@ def init_params(model: OpenDet, key: Array, image_size: tuple[int, int] = (64, 6
         texts=np.ones((1, 1, model.config.text_width), np.float32),
         tokens=tokens,
     )
-    randoms = draw_randoms(key, 1, denoising_slots(model.config, 1), model.config.denoising_labels)
 
     def everything(model: OpenDet):
+        randoms = draw_randoms(key, 1, denoising_slots(model.config, 1), model.config.denoising_labels)
         training = model(images, objects, randoms, deterministic=True)
         hidden, boxes = training.decoded.hidden[-1], training.decoded.boxes[-1]
         model.distil(hidden, boxes, training.features, training.memory, deterministic=True)

@@ -23,7 +23,7 @@ from opendet_jax.model.opendet import OpenDet, init_params
 from opendet_jax.train.training_loop import train
 from opendet_jax.weights.init import initialise
 from tests.golden.parameters import shipped
-from tests.model.conftest import TINY
+from tests.model.conftest import SHALLOW
 
 IMAGES, STEPS = 12, 3
 # How ml_collections loads a config file.
@@ -65,7 +65,7 @@ def coco(data_folder, tmp_path_factory) -> Path:
 def start(tmp_path_factory) -> Path:
     """A whole model with the parts of the large one, which knows scenes."""
     scenes = shipped("scenes_tiny")
-    model = replace(TINY, t5=replace(TINY.t5, vocab_size=scenes.model.t5.vocab_size))
+    model = replace(SHALLOW, t5=replace(SHALLOW.t5, vocab_size=scenes.model.t5.vocab_size))
     data = replace(scenes.data, batch_size=2, max_objects=8, buckets=((64, 64),), train_short_sides=(64,))
     config = replace(
         scenes,

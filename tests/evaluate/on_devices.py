@@ -21,11 +21,11 @@ from opendet_jax.evaluate.name_similarity import EmbeddedNames
 from opendet_jax.inference import Inference
 from opendet_jax.model.opendet import OpenDet, init_params
 from tests.evaluate import test_alignment
-from tests.model.conftest import TINY
+from tests.model.conftest import SHALLOW
 
 DEVICES = (1, 2, 4)
 CONFIG = Config(
-    model=replace(TINY, one_to_many_layers=1, one_to_one_layers=1),
+    model=SHALLOW,
     data=DataConfig(name="toy", eval_short_side=64, max_long_side=64, buckets=((64, 64),)),
     eval=EvalConfig(batch_size=3, max_new_tokens=3, pictures=0),
 )

@@ -20,13 +20,13 @@ def features():
     maps = [jax.random.normal(jax.random.key(s), (2, 64 // s, 96 // s, 8)) for s in (8, 16, 32)]
     mask = np.ones((2, 64, 96), bool)
     mask[1, 40:], mask[1, :, 50:] = False, False
-    return Neck(SMALL.width).init_with_output(jax.random.key(0), maps, jnp.asarray(mask))[0]
+    return jax.jit(Neck(SMALL.width).init_with_output)(jax.random.key(0), maps, jnp.asarray(mask))[0]
 
 
 @pytest.fixture(scope="module")
 def params(features):
     """With offsets and weights that depend on the query, which at the start they do not."""
-    params = Encoder(SMALL).init(jax.random.key(1), features)
+    params = jax.jit(Encoder(SMALL).init)(jax.random.key(1), features)
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 

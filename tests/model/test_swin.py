@@ -13,6 +13,16 @@ from opendet_jax.model.swin import PatchMerging, Swin, gelu, shifted_regions
 TINY = SwinConfig(embed_dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=3, drop_path_rate=0.3)
 
 
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+
+
+@pytest.fixture(scope="module")
+def params(images):
+    return jax.jit(Swin(TINY).init)(jax.random.key(1), images)
+
+
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -45,35 +55,30 @@ def test_gelu_and_its_derivative(dtype, rounding):
     np.testing.assert_allclose(found, expected, rtol=rounding, atol=2 * near)
 
 
-def test_drop_path_needs_a_key_and_drops_whole_samples():
-    images = jnp.tile(jax.random.normal(jax.random.key(0), (1, 32, 32, 3)), (8, 1, 1, 1))
-    params = Swin(TINY).init(jax.random.key(1), images)
+def test_drop_path_needs_a_key_and_drops_whole_samples(images, params):
+    images = jnp.tile(images, (8, 1, 1, 1))
     run = jax.jit(lambda key: Swin(TINY).apply(params, images, deterministic=False, rngs={"dropout": key})[0])
     out = np.asarray(run(jax.random.key(2)))
     assert np.abs(out - out[0]).max() > 0.1
     np.testing.assert_array_equal(out, run(jax.random.key(2)))
-    still = np.asarray(Swin(TINY).apply(params, images)[0])
+    still = np.asarray(jax.jit(Swin(TINY).apply)(params, images)[0])
     np.testing.assert_allclose(still, np.broadcast_to(still[0], still.shape), rtol=1e-5, atol=1e-5)  # rounding by place
 
 
-@pytest.mark.parametrize("remat", ["nothing", "products"])
-def test_remat_changes_nothing(remat):
-    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    params = Swin(TINY).init(jax.random.key(1), images)
-
+def test_remat_changes_nothing(images, params):
     def loss(params, remat):
         out = Swin(TINY, remat).apply(params, images, deterministic=False, rngs={"dropout": jax.random.key(2)})
         return sum((x**2).mean() for x in out)
 
-    plain, rematted = (jax.jit(jax.grad(loss), static_argnums=1)(params, kept) for kept in ("no", remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, rematted)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain = gradient(params, "no")
+    for kept in ("nothing", "products"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, gradient(params, kept))
 
 
-def test_bfloat16_activations():
-    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    params = Swin(TINY).init(jax.random.key(1), images)
-    half = Swin(TINY, dtype=jnp.bfloat16).apply(params, images)
-    for ours, full in zip(half, Swin(TINY).apply(params, images), strict=True):
+def test_bfloat16_activations(images, params):
+    half = jax.jit(Swin(TINY, dtype=jnp.bfloat16).apply)(params, images)
+    for ours, full in zip(half, jax.jit(Swin(TINY).apply)(params, images), strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_allclose(ours.astype(jnp.float32), full, atol=0.1)
 

@@ -1,7 +1,8 @@
 """Which files the ladder runs on (`--vectors`, or OPENDET_VECTORS), and the report of what it found.
 
 A test with an argument of `KINDS` runs once for each file of that kind that has the keys named by its `needs` mark;
-such a test that no file has keys for is an error.
+such a test that no file has keys for is an error. A test with the mark `minutes` takes the last file alone; with the
+other files it is slow, though not too slow for `make parity`.
 """
 
 import os
@@ -35,6 +36,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs(*keys): the vectors' keys that a test cannot do without")
+    config.addinivalue_line("markers", "minutes: where there are several files, slow with all but the last one")
     if not hasattr(config, "workerinput") and report.ROWS not in os.environ:
         handle, path = tempfile.mkstemp(prefix="parity_", suffix=".jsonl")
         os.close(handle)
@@ -68,7 +70,10 @@ def pytest_generate_tests(metafunc):
         needed = [key for mark in metafunc.definition.iter_markers("needs") for key in mark.args]
         paths = [path for path in sorted(folder.glob(pattern)) if all(_has(path, key) for key in needed)]
         if paths:
-            metafunc.parametrize(argument, paths, ids=[path.stem for path in paths], indirect=True, scope="module")
+            slow = [pytest.mark.slow] if metafunc.definition.get_closest_marker("minutes") else []
+            files = [pytest.param(path, id=path.stem, marks=slow) for path in paths[:-1]]
+            files.append(pytest.param(paths[-1], id=paths[-1].stem))
+            metafunc.parametrize(argument, files, indirect=True, scope="module")
         else:
             problem = f"{folder}: no {pattern} has {', '.join(needed) or 'anything'}"
             metafunc.parametrize(argument, [problem], ids=["none"], indirect=True)
@@ -120,7 +125,9 @@ def pytest_sessionfinish(session, exitstatus):
         return
     config.parity_rows = report.read(Path(os.environ[report.ROWS]))
     Path(os.environ.pop(report.ROWS)).unlink(missing_ok=True)
-    config.parity_missing = report.missing(config.parity_rows) if _whole_ladder(config) and exitstatus == 0 else []
+    fast = "not slow" in config.option.markexpr and "minutes" not in config.option.markexpr
+    missing = report.missing(config.parity_rows, fast) if _whole_ladder(config) and exitstatus == 0 else []
+    config.parity_missing = missing
     if config.parity_missing:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

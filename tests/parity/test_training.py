@@ -1,7 +1,8 @@
 """A training step's forward and backward pass against the authors' program: matchings, losses, gradients.
 
 Compared with its variants "clean" and "clean_same_order" (every image by its own objects). The gradient of each of
-eight groups of losses is compared as well: the alignment term dominates the sum.
+eight groups of losses is compared as well: the alignment term dominates the sum. Each file is a program of its own,
+which takes minutes to compile.
 """
 
 from dataclasses import dataclass, replace
@@ -109,6 +110,7 @@ def assert_norms_close(
     assert np.linalg.norm(norms) == pytest.approx(whole, rel=tolerance)
 
 
+@pytest.mark.minutes
 @pytest.mark.needs("clean_same_order/loss/names")
 def test_matchings(step):
     """The same (query, object) pairs in every set; which copy of an object a query has does not matter."""
@@ -121,6 +123,7 @@ def test_matchings(step):
             report.enter("matchings", step.vectors.name, want, got, 0.0)
 
 
+@pytest.mark.minutes
 @pytest.mark.needs("clean_same_order/loss/names", "clean/loss/names")
 @pytest.mark.parametrize("variant", ["clean_same_order", "clean"])
 def test_loss_terms(step, variant):
@@ -159,6 +162,7 @@ def test_weights_of_the_terms(train_vectors):
     assert all(WEIGHTS[term] == 1 for term in ("joint", "focal", "distillation", "naming", "text_denoising"))
 
 
+@pytest.mark.minutes
 @pytest.mark.needs("clean_same_order/grad/norms")
 def test_gradient_of_the_total(step):
     variant, vectors = "clean_same_order", step.vectors
@@ -176,6 +180,7 @@ def test_gradient_of_the_total(step):
         assert error <= ENTRY * largest, name
 
 
+@pytest.mark.minutes
 @pytest.mark.needs("clean/grad/group/")
 @pytest.mark.parametrize("group", GROUPS)
 def test_gradient_of_each_group(step, group):

@@ -240,6 +240,8 @@ def enter(name: str, reference: str, got: np.ndarray, limit: np.ndarray) -> None
     report.enter_error(f"training, {name}", reference, distance, distance, allowed, name not in DECISIONS)
 
 
+@pytest.mark.slow
+@pytest.mark.minutes  # nearly all of them to compile
 @pytest.mark.needs("meta/denoising")
 def test_first_steps(trajectory_vectors, tmp_path):
     """In float64, where no kink decides."""
