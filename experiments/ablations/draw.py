@@ -234,7 +234,8 @@ def _curves(axes: Axes, arm: str, seeds: dict[int, Result], metric: str) -> None
     values = 100 * np.array([[point[metric] for point in result["curve"]] for result in seeds.values()])
     axes.plot(steps, values.T, color=COLOURS[arm], linewidth=0.6, alpha=0.7)
     mean, spread = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
-    axes.plot(steps, mean, "o-", color=COLOURS[arm], label=f"{ARMS[arm].title}, {len(values)} seeds")
+    label = f"{ARMS[arm].title}, {len(values)} seed{'s' * (len(values) != 1)}"
+    axes.plot(steps, mean, "o-", color=COLOURS[arm], label=label)
     axes.fill_between(steps, mean - spread, mean + spread, color=COLOURS[arm], alpha=0.2, linewidth=0)
 
 
