@@ -47,7 +47,8 @@ def config(tmp_path_factory) -> Config:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Every run here has the same step. That other processes make the same of it: tests/reliability/test_resume.py."""
+    """Every run here has the same step. That it is the same in other processes, and with other `train.steps`:
+    tests/reliability/test_resume.py."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "jit_step", lambda *given: made.setdefault("step", jit_step(*given)))

@@ -26,6 +26,7 @@ KINDS = {
     "unit_vectors": "units*.npz",
 }
 HEAD = Path(__file__).with_name("parity_head.md")
+FAST, LADDER = "not slow", "minutes or not slow"  # what `make test` and `make parity` ask for
 
 
 def pytest_addoption(parser):
@@ -36,7 +37,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs(*keys): the vectors' keys that a test cannot do without")
-    config.addinivalue_line("markers", "minutes: where there are several files, slow with all but the last one")
+    config.addinivalue_line("markers", "minutes: for `make parity`; of several files all but the last are slow")
     if not hasattr(config, "workerinput") and report.ROWS not in os.environ:
         handle, path = tempfile.mkstemp(prefix="parity_", suffix=".jsonl")
         os.close(handle)
@@ -112,10 +113,11 @@ def unit_vectors(request) -> Vectors:
 
 
 def _whole_ladder(config) -> bool:
-    """Whether all of tests/parity was asked for, on vectors that are there."""
+    """Whether all of tests/parity was asked for, but for what is slow, on vectors that are there."""
     here = Path(__file__).parent
     whole = any("::" not in argument and here.is_relative_to(Path(argument).resolve()) for argument in config.args)
-    return whole and not config.getoption("-k") and folder_of(config) is not None
+    whole = whole and not config.getoption("-k") and config.option.markexpr in ("", FAST, LADDER)
+    return whole and folder_of(config) is not None
 
 
 @pytest.hookimpl(trylast=True)
@@ -125,7 +127,7 @@ def pytest_sessionfinish(session, exitstatus):
         return
     config.parity_rows = report.read(Path(os.environ[report.ROWS]))
     Path(os.environ.pop(report.ROWS)).unlink(missing_ok=True)
-    fast = "not slow" in config.option.markexpr and "minutes" not in config.option.markexpr
+    fast = config.option.markexpr == FAST
     missing = report.missing(config.parity_rows, fast) if _whole_ladder(config) and exitstatus == 0 else []
     config.parity_missing = missing
     if config.parity_missing:

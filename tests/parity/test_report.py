@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity.plugin import FAST, LADDER
 from tests.parity.report import STAGES, STEPS, Row, missing
 
 ONE_STEP = [stage for stage in STAGES if not stage.startswith(STEPS)]
@@ -33,5 +34,5 @@ def test_a_stage_without_a_test_is_missed(fast):
 def test_the_commands_ask_for_what_the_plugin_looks_for():
     """`make test` without what takes minutes, `make parity` with it."""
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert '-m "not slow"\n' in makefile
-    assert '-m "minutes or not slow" tests/parity' in makefile
+    assert f'-m "{FAST}"\n' in makefile
+    assert f'-m "{LADDER}" tests/parity' in makefile
