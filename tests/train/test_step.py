@@ -1,5 +1,6 @@
 """One optimizer step of the whole model: what it changes, what it leaves alone, and that it can be repeated."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -89,6 +90,15 @@ def test_the_same_seed_gives_the_same_bits(default, batch):
     assert terms == default[2][:2]
     for path, value in default[1].items():
         np.testing.assert_array_equal(after[path], value)
+
+
+def test_the_same_config_gives_the_same_program(batch):
+    """Traced once more: nothing but config and shapes decides what is computed."""
+    texts = []
+    for _ in range(2):
+        fresh, step = program.__wrapped__(CONFIG)
+        texts.append(re.sub(r" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(jax.eval_shape(fresh), batch))))
+    assert texts[0] == texts[1]
 
 
 def test_randomness_depends_on_seed_and_step(default, batch, monkeypatch):
