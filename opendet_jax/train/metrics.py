@@ -80,6 +80,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Reports what cannot be written any more, and raises nothing: it must not hide what ended the run."""
+        writer: Any = self._tensorboard.file_writer
+        if writer is not None:
+            # What its thread has not read when it ends, nobody reads. Python would wait for that at its own end.
+            writer.event_writer._event_queue.cancel_join_thread()
         try:
             self._tensorboard.close()
         except OSError as error:
