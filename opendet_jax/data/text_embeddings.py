@@ -13,8 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int64
 from numpy import ndarray
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from opendet_jax.config import DataConfig, split_of
 from opendet_jax.data.formats.label_folders import label_form
@@ -135,6 +133,8 @@ class HashedEmbedder:
     SEED = 0
 
     def __init__(self, width: int):
+        from sklearn.feature_extraction.text import HashingVectorizer  # a third of what training imports
+
         self.width = width
         self._hashing = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), n_features=self.FEATURES)
         self._projection = np.random.default_rng(self.SEED).standard_normal((self.FEATURES, width), np.float32)
@@ -142,6 +142,8 @@ class HashedEmbedder:
     def embed(self, names: Sequence[str]) -> Float32[ndarray, "n E"]:
         if not names:
             return np.zeros((0, self.width), np.float32)
+        from scipy.sparse import csr_matrix
+
         counts = csr_matrix(self._hashing.transform([f"a {table_key(name)}" for name in names]))
         return _unit_rows(counts.dot(self._projection))
 
