@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 _HANDED_OVER = "xla_cpu_experimental_ynn_fusion_type"
 MONTH = 30 * 24 * 3600  # seconds
+MANY = 100_000_000  # parameters: the paper's models have 295 million and more, that of scenes 5
 
 
 def enable_cache() -> None:
@@ -34,19 +35,25 @@ def enable_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def compiler_options(platform: str, trains: bool = False) -> dict[str, str]:
-    """Of `jax.jit` for a program of the model, forward or, where it `trains`, of thousands of operations.
+def compiler_options(platform: str, trains: bool = False, params: Any = None) -> dict[str, str]:
+    """Of `jax.jit` for a program of the model, forward or, where it `trains` (`params`), of thousands of operations.
 
     On CPUs XLA hands products and sums to a library, YNN. With jax 0.11.2 the first call of a backward pass gave one
     product with wrong rows, and the second, of the same arguments, the right ones (docs/install.md): from jax 0.11 on
     nothing goes there. Before, sums do not in training, for XLA looks for each of what is handed over among all
     operations when it loads a program from disk: the full training step's in 69 s, with products alone in about 43.
+    Neither do products where the parameters are many: of small ones YNN is the faster, of large ones it is not, and
+    the full step is loaded in 51 s instead of 68 (docs/benchmarks.md).
     """
     if platform != "cpu":
         return {}
-    if jax.__version_info__ >= (0, 11):
+    if jax.__version_info__ >= (0, 11) or _size(params) >= MANY:
         return {_HANDED_OVER: ""}
     return {_HANDED_OVER: "LIBRARY_FUSION_TYPE_DOT"} if trains else {}
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def give_back_memory() -> None:

@@ -83,7 +83,8 @@ def test_the_interface_keeps_them(tmp_path, monkeypatch):
 
 
 def test_what_xla_hands_to_ynn_on_cpus():
-    """Nothing from jax 0.11 on; before, products alone in training, where by default sums are too."""
+    """Nothing from jax 0.11 on; before, products alone in training, where by default sums are too, and nothing of
+    large models."""
     x = jnp.ones((64, 64))
 
     def function(x):
@@ -96,6 +97,9 @@ def test_what_xla_hands_to_ynn_on_cpus():
         return count(jax.jit(function, compiler_options=options).lower(x))
 
     default, training, forward = ({}, compiler_options("cpu", trains=True), compiler_options("cpu"))
+    small, large = ({"kernel": jax.ShapeDtypeStruct((size, 1000), jnp.float32)} for size in (5_000, 100_000))
+    assert compiler_options("cpu", trains=True, params=small) == training
+    assert handed_over(compiler_options("cpu", trains=True, params=large)) == 0
     if jax.__version_info__ >= (0, 11):
         assert handed_over(default) > handed_over(training) == handed_over(forward) == 0
     else:

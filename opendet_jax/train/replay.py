@@ -126,7 +126,7 @@ def replay(config: Config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         rows = own_rows(mesh, len(replayed.image_ids))
         batch = place_batch(jax.tree.map(lambda x: x[rows], replayed.batch), mesh)
-        options = compiler_options(mesh.devices.flat[0].platform, trains=True)
+        options = compiler_options(mesh.devices.flat[0].platform, trains=True, params=state.params)
         terms, grads = jax.jit(step_gradients(model, config), compiler_options=options)(state.params, batch, state.step)
         updates, _ = jax.jit(optimizer.update, compiler_options=options)(grads, state.opt_state, state.params)
     print(

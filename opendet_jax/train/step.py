@@ -125,7 +125,7 @@ def jit_step(step: Callable[[TrainState, Batch], tuple[TrainState, Terms]], stat
         in_shardings=(where, by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh.devices.flat[0].platform, trains=True),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform, trains=True, params=state.params),
     )
 
 
