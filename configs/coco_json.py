@@ -24,7 +24,7 @@ from configs import minilvis
 from opendet_jax.checkpoints import hub
 from opendet_jax.checkpoints.folder import read_config
 from opendet_jax.checkpoints.restore import find_model
-from opendet_jax.config import DataConfig, InitConfig, PredictConfig, TrainConfig
+from opendet_jax.config import DataConfig, DatasetPaths, InitConfig, MeshConfig, PredictConfig, TrainConfig
 from opendet_jax.config_files import parse_config
 
 STEPS = 1000
@@ -41,7 +41,8 @@ def get_config(checkpoint: str = "") -> ConfigDict:
     data.train_limit = 0
     data.held_out = defaults.held_out
     for paths in (data.train, data.eval):
-        paths.update(annotations="", images="", name_field="", weight=1.0)
+        paths.update(asdict(DatasetPaths()))
+    config.mesh.update(asdict(MeshConfig()))
 
     config.train.update(asdict(TrainConfig(steps=STEPS, log_every=10, checkpoint_every=250)))
     config.optimizer.warmup_steps = 50

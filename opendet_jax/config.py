@@ -7,6 +7,8 @@ Method: docs/method.md#12-paper-and-program.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,6 +277,12 @@ class Config:
     def to_config_dict(self) -> ConfigDict:
         """The same values as an editable ConfigDict, for files in configs/ and for command-line overrides."""
         return ConfigDict(self.to_dict(), convert_dict=True)
+
+
+def config_hash(config: Config) -> str:
+    """Twelve letters that stand for every value of the config."""
+    text = json.dumps(config.to_dict(), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class ConfigError(InputError):

@@ -4,14 +4,13 @@ wrong with them."""
 import argparse
 import dataclasses
 import difflib
-import hashlib
 import itertools
-import json
 import math
+import operator
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -181,116 +180,107 @@ def _check_data_set(name: str, paths: DatasetPaths) -> None:
         _require(is_there, f"{name}.images", paths.images, "the folder of the pictures, one that is there")
 
 
-def config_hash(config: Config) -> str:
-    """Twelve letters that stand for every value of the config."""
-    text = json.dumps(config.to_dict(), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+# Of numbers, and of each number of several.
+AT_LEAST = {
+    -1: "optimizer.freeze_head_steps optimizer.freeze_embedding_steps",
+    0: """model.encoder_layers model.one_to_many_layers model.denoising_queries model.distiller_blocks
+        model.t5.lora_rank data.train_limit data.threads data.prefetch optimizer.warmup_steps train.seed train.log_every
+        train.checkpoint_every train.eval_every eval.limit eval.max_detections""",
+    1: """model.backbone.embed_dim model.backbone.depths model.backbone.num_heads model.backbone.window_size model.width
+        model.text_width model.num_heads model.num_points model.ffn_width model.one_to_one_layers model.min_queries
+        model.denoising_labels model.distiller_points model.distiller_hidden model.t5.vocab_size model.t5.num_layers
+        model.t5.num_heads model.t5.head_width model.t5.ffn_width data.max_objects data.batch_size data.max_pixels
+        data.scenes_train data.scenes_eval data.train_short_sides data.crop_short_sides data.eval_short_side
+        data.max_long_side optimizer.decay_steps train.steps train.accumulate train.keep_checkpoints eval.batch_size
+        eval.num_beams eval.max_new_tokens predict.max_detections predict.batch_size""",
+    2: "data.max_name_tokens",
+    4: "model.t5.relative_buckets",
+    32: "data.scenes_size",
+}
+BETWEEN_0_AND_1 = """data.flip_probability data.crop_probability data.max_unreadable data.max_unwritable
+    loss.text_noise_probability optimizer.weight_decay eval.min_score predict.min_score"""
+BELOW_1 = """model.backbone.drop_path_rate model.t5.dropout model.distiller_dropout model.prompt_dropout
+    model.generator_dropout data.held_out train.ema"""
+ABOVE_0 = """optimizer.detector_rate optimizer.backbone_rate optimizer.generator_rate eval.nms_iou predict.nms_iou"""
 
 
 def validate(config: Config) -> None:
     """Refuses values that cannot work. Raises ConfigError naming the field and the value."""
-    model, data, optimizer = config.model, config.data, config.optimizer
+    _validate_numbers(config)
+    model, data, optimizer, t5 = config.model, config.data, config.optimizer, config.model.t5
     _require(model.width % 32 == 0, "model.width", model.width, "a multiple of 32 (GroupNorm has 32 groups)")
     _require(model.width % model.num_heads == 0, "model.num_heads", model.num_heads, "a divisor of model.width")
     _require(model.text_width % 2 == 0, "model.text_width", model.text_width, "even")
     swin = model.backbone
     _require(len(swin.depths) == 4, "model.backbone.depths", swin.depths, "four numbers, one a stage")
-    _require(
-        len(swin.num_heads) == 4 and all(swin.embed_dim * 2**i % heads == 0 for i, heads in enumerate(swin.num_heads)),
-        "model.backbone.num_heads",
-        swin.num_heads,
-        f"four divisors of the stages' widths {[swin.embed_dim * 2**i for i in range(4)]}",
-    )
-    _require(model.one_to_one_layers >= 1, "model.one_to_one_layers", model.one_to_one_layers, "at least 1")
+    widths = [swin.embed_dim * 2**i for i in range(4)]
+    divide = len(swin.num_heads) == 4 and not any(map(operator.mod, widths, swin.num_heads))
+    _require(divide, "model.backbone.num_heads", swin.num_heads, f"four divisors of the stages' widths {widths}")
     _require(0 < model.score_threshold < 1, "model.score_threshold", model.score_threshold, "between 0 and 1")
-    _require(
-        model.min_queries <= model.max_queries,
-        "model.min_queries",
-        model.min_queries,
-        f"at most model.max_queries = {model.max_queries}",
-    )
-    _require(model.denoising_queries >= 0, "model.denoising_queries", model.denoising_queries, "0 (none) or a number")
-    rates = {"backbone.drop_path_rate": swin.drop_path_rate, "t5.dropout": model.t5.dropout}
-    rates |= {name: getattr(model, name) for name in ("distiller_dropout", "prompt_dropout", "generator_dropout")}
-    for name, rate in rates.items():
-        _require(0 <= rate < 1, f"model.{name}", rate, "a share of at least 0 and below 1")
-    _require(data.max_objects >= 1, "data.max_objects", data.max_objects, "at least 1")
-    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "at least 1")
-    _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least 1")
+    wanted = f"at most model.max_queries = {model.max_queries}"
+    _require(model.min_queries <= model.max_queries, "model.min_queries", model.min_queries, wanted)
+    least = t5.relative_buckets // 2 + 1
+    wanted = f"above half of relative_buckets, at least {least}"
+    _require(t5.relative_max_distance >= least, "model.t5.relative_max_distance", t5.relative_max_distance, wanted)
+    cosine = config.loss.name_mask_threshold
+    _require(-1 <= cosine <= 1, "loss.name_mask_threshold", cosine, "a cosine, between −1 and 1")
     for name, least in (("query_slots", 0), ("naming_chunks", 1)):
         sizes = getattr(config.eval, name)
         rising = all(a < b for a, b in itertools.pairwise((0, *sizes)))
         _require(rising and len(sizes) >= least, f"eval.{name}", sizes, "rising numbers from 1 on")
-    _require(data.max_name_tokens >= 2, "data.max_name_tokens", data.max_name_tokens, "at least 2")
     _require(len(data.buckets) > 0, "data.buckets", data.buckets, "at least one (height, width)")
-    for height, width in data.buckets:
-        _require(
-            height % 32 == 0 and width % 32 == 0 and height > 0 and width > 0,
-            "data.buckets",
-            (height, width),
-            "multiples of 32",
-        )
+    for bucket in data.buckets:
+        _require(not any(side % 32 or side <= 0 for side in bucket), "data.buckets", bucket, "multiples of 32")
+    for name in ("train_short_sides", "crop_short_sides"):
+        _require(len(getattr(data, name)) > 0, f"data.{name}", (), "at least one number of pixels")
     low, high = data.crop_range
     _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
-    _require(data.scenes_size >= 32, "data.scenes_size", data.scenes_size, "at least 32 pixels")
-    for name, least in (("scenes_train", 1), ("scenes_eval", 1), ("threads", 0), ("prefetch", 0), ("max_pixels", 1)):
-        _require(getattr(data, name) >= least, f"data.{name}", getattr(data, name), f"at least {least}")
-    for name in ("flip_probability", "crop_probability", "max_unreadable", "max_unwritable"):
-        value = getattr(data, name)
-        _require(0 <= value <= 1, f"data.{name}", value, "between 0 and 1")
-    _require(0 <= data.held_out < 1, "data.held_out", data.held_out, "0 (nothing) or a share below 1")
     weighted = [("train", data.train)] + [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
     for name, paths in weighted:
         _require(paths.weight > 0, f"data.{name}.weight", paths.weight, "positive")
     _require(data.eval.weight == 1, "data.eval.weight", data.eval.weight, "1: every image is evaluated once")
     table = "the .npy file of the embeddings (data.text_embeddings is 'table')"
     _require(data.text_embeddings != "table" or bool(data.text_table), "data.text_table", data.text_table, table)
-    for name in ("detector_rate", "backbone_rate", "generator_rate"):
-        value = getattr(optimizer, name)
-        _require(0 < value <= 1, f"optimizer.{name}", value, "positive and at most 1")
-    decay = optimizer.weight_decay
-    _require(0 <= decay <= 1, "optimizer.weight_decay", decay, "between 0 and 1")
-    _require(0 < optimizer.clip_norm < math.inf, "optimizer.clip_norm", optimizer.clip_norm, "positive and finite")
-    for name in ("freeze_head_steps", "freeze_embedding_steps"):
-        value = getattr(optimizer, name)
-        _require(value >= -1, f"optimizer.{name}", value, "−1 (the whole run), 0 (never) or a number of steps")
-    _require(
-        not (config.init.model and (config.init.backbone or config.init.t5)),
-        "init.model",
-        config.init.model,
-        "empty where init.backbone or init.t5 is given: a whole model holds both",
-    )
-    _require(config.train.steps >= 1, "train.steps", config.train.steps, "at least 1")
-    for name in ("log_every", "checkpoint_every", "eval_every"):
-        value = getattr(config.train, name)
-        _require(value >= 0, f"train.{name}", value, "0 (only at the end) or more")
-    parts = config.train.accumulate
-    _require(
-        parts >= 1 and data.batch_size % parts == 0,
-        "train.accumulate",
-        parts,
-        f"a divisor of data.batch_size = {data.batch_size}",
-    )
-    _require(0 <= config.train.ema < 1, "train.ema", config.train.ema, "0 (none) or a decay below 1")
+    _require(optimizer.clip_norm > 0, "optimizer.clip_norm", optimizer.clip_norm, "positive")
+    steps = optimizer.decay_steps
+    _require(all(a < b for a, b in itertools.pairwise(steps)), "optimizer.decay_steps", steps, "rising numbers")
+    both = config.init.model and (config.init.backbone or config.init.t5)
+    wanted = "empty where init.backbone or init.t5 is given: a whole model holds both"
+    _require(not both, "init.model", config.init.model, wanted)
+    _require(config.train.seed < 2**32, "train.seed", config.train.seed, "below 2³²")
+    parts, wanted = config.train.accumulate, f"a divisor of data.batch_size = {data.batch_size}"
+    _require(data.batch_size % parts == 0, "train.accumulate", parts, wanted)
     best = config.train.keep_best
     if best and best not in METRICS:
         near = difflib.get_close_matches(best, METRICS, n=3) or ("AP", "AP50", "coco_AP", "agnostic_AP")
         raise ConfigError(f"config.train.keep_best = {best!r}: is no metric of an evaluation, as {', '.join(near)} are")
     _validate_mesh(config.mesh)
-    _require(config.train.keep_checkpoints >= 1, "train.keep_checkpoints", config.train.keep_checkpoints, "at least 1")
-    _require(config.eval.num_beams >= 1, "eval.num_beams", config.eval.num_beams, "at least 1")
-    _require(config.eval.max_new_tokens >= 1, "eval.max_new_tokens", config.eval.max_new_tokens, "at least 1")
-    for section, fields in (("eval", config.eval), ("predict", config.predict)):
-        _require(0 < fields.nms_iou <= 1, f"{section}.nms_iou", fields.nms_iou, "above 0, at most 1")
-        _require(0 <= fields.min_score <= 1, f"{section}.min_score", fields.min_score, "between 0 and 1")
-    _require(config.eval.max_detections >= 0, "eval.max_detections", config.eval.max_detections, "0 (all) or a number")
-    _require(config.predict.max_detections >= 1, "predict.max_detections", config.predict.max_detections, "at least 1")
-    encoder = config.eval.text_encoder
-    _require(config.predict.batch_size >= 1, "predict.batch_size", config.predict.batch_size, "at least 1")
-    clip = "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')"
+    encoder, clip = config.eval.text_encoder, "the folder of a converted CLIP (eval.name_mapping is 'text_encoder')"
     _require(config.eval.name_mapping != "text_encoder" or bool(encoder), "eval.text_encoder", encoder, clip)
-    for name, limit in (("data.train_limit", data.train_limit), ("eval.limit", config.eval.limit)):
-        _require(limit >= 0, name, limit, "0 (all) or a number of images")
+
+
+def _validate_numbers(config: Config) -> None:
+    """Those of the tables above, on which a program would stumble late, or go wrong without a word."""
+    fields = dict(_fields(config))
+    for name, value in fields.items():
+        _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+    for least, names in AT_LEAST.items():
+        for name in names.split():
+            every = value if isinstance(value := fields[name], tuple) else (value,)
+            _require(all(number >= least for number in every), name, value, f"at least {least}")
+    for name in BETWEEN_0_AND_1.split():
+        _require(0 <= fields[name] <= 1, name, fields[name], "between 0 and 1")
+    for name in BELOW_1.split():
+        _require(0 <= fields[name] < 1, name, fields[name], "a share of at least 0 and below 1")
+    for name in ABOVE_0.split():
+        _require(0 < fields[name] <= 1, name, fields[name], "positive and at most 1")
+
+
+def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of the sections, by its dotted name."""
+    for field in dataclasses.fields(section):
+        name, value = prefix + field.name, getattr(section, field.name)
+        yield from _fields(value, f"{name}.") if dataclasses.is_dataclass(value) else [(name, value)]
 
 
 def _validate_mesh(mesh: MeshConfig) -> None:

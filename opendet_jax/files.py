@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written beside their place under another name, then moved over it."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -13,7 +14,8 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path in the same folder (made if missing), moved to `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the file's own may leave no room for more
+    part = path.with_name(f".{name}.{os.getpid()}.part")
     try:
         yield part
         with suppress(OSError):  # some disks have no such permissions
@@ -44,7 +46,10 @@ def try_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """One JSON document; ValueError on NaN and infinity, which JSON does not have."""
+    """One JSON document; ValueError on NaN and infinity, which JSON does not have.
+
+    What is no letter in UTF-8 (bytes of a file's name, half a character) is written as JSON's \\u escape of it.
+    """
     with replacing(path) as part:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -24,7 +24,7 @@ from experiments.ablations.protocol import (
     orders,
     smallest_effect,
 )
-from experiments.ablations.run import HERE, RESULTS, TABLE, read_rows
+from experiments.ablations.run import HERE, RESULTS, TABLE, failed_runs, read_rows
 from opendet_jax.files import replacing
 
 ROOT = HERE.parents[1]
@@ -73,7 +73,8 @@ def main() -> None:
 
 
 def tables(results: Results, done: int) -> list[str]:
-    failed = [row for row in read_rows(TABLE) if row["kind"] == "protocol" and row["outcome"] != "done"]
+    failed = failed_runs(read_rows(TABLE))
+    failed -= {f"{arm}_{seed}" for arm, seeds in results.items() for seed in seeds}  # done, be it at a second try
     said = f"**{done} of {len(ARMS) * PAIRS} runs are done, {len(failed)} failed.**"
     partly = [f"`{arm}` {len(seeds)}" for arm, seeds in results.items() if 0 < len(seeds) < PAIRS]
     said += f" With some of their six seeds: {', '.join(partly)}." if partly else ""

@@ -102,7 +102,7 @@ class Measures:
         """Batches of the data set with their objects, and the records that they are of."""
         records = {record.image_id: record for record in dataset.records}
         for batch in evaluation_batches(dataset, self._config.data, self._config.eval.batch_size):
-            shown = [records[image_id] for image_id in batch.image_ids.tolist() if image_id >= 0]
+            shown = [records[image_id] for image_id in batch.image_ids[: batch.real].tolist()]
             yield batch, self._objects_of(batch, shown), shown
 
     def _objects_of(self, batch: EvaluationBatch, shown: list[Record]) -> Objects:

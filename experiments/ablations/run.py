@@ -36,9 +36,18 @@ COLUMNS = (
 
 def queue(results: Path, table: Path) -> list[str]:
     """The protocol's runs that have neither a result nor a failure, in their order."""
-    failed = {f"{row['arm']}_{row['seed']}" for row in read_rows(table) if row["outcome"] != "done"}
+    failed = failed_runs(read_rows(table))
     names = [f"{arm}_{seed}" for arm in ARMS for seed in SEEDS]
     return [name for name in names if name not in failed and not (results / f"{name}.json").exists()]
+
+
+def failed_runs(rows: Iterable[dict[str, str]]) -> set[str]:
+    """The protocol's runs that ended in a failure; a row that was cut off says nothing."""
+    return {
+        f"{row['arm']}_{row['seed']}"
+        for row in rows
+        if row["kind"] == "protocol" and (row["outcome"] or "").startswith("failed")
+    }
 
 
 def arm_and_seed(name: str) -> tuple[str, int]:
@@ -64,7 +73,9 @@ def read_rows(table: Path) -> list[dict[str, str]]:
 def add_row(table: Path, row: dict[str, Any]) -> None:
     """At the end of the table, as the runs end. What a run does not have is empty."""
     is_new = not table.is_file()
+    is_cut_off = not is_new and not table.read_bytes().endswith(b"\n")  # by a kill in the middle of a row
     with table.open("a", newline="", encoding="utf-8") as file:
+        file.write("\n" * is_cut_off)
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         if is_new:
             writer.writeheader()

@@ -268,15 +268,18 @@ def _item(folder: Path, step: int) -> str:
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
-    """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind."""
+    """The config alone of what `load` reads. Raises WeightsError where there is nothing of that kind.
+
+    Without Orbax, which would ask for JAX's devices: config files read configs, before the processes of a run are one.
+    """
     _require_kind(folder, kind)
     if is_portable(folder):
         return _portable_config(folder)
-    import orbax.checkpoint as ocp
-
-    with open_manager(folder / CHECKPOINTS, create=False) as manager:
-        restored = manager.restore(_newest(folder, "config"), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-    return restored["config"]
+    file = folder / CHECKPOINTS / str(_newest(folder, "config")) / "config" / "metadata"  # of Orbax's JsonSave
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{file}: is damaged: {error}") from error
 
 
 def read_shapes(folder: Path, kind: str) -> Converted:

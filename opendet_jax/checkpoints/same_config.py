@@ -14,6 +14,7 @@ FREE_IN_TRAINING = (
     *("name", "init.", "eval.", "predict."),
     *("data.name", "data.eval.", "data.scenes_dir", "data.scenes_eval", "data.text_table", "data.max_unreadable"),
     *("data.max_pixels", "data.max_unwritable", "data.held_out_by", "data.threads", "data.prefetch"),
+    *("data.eval_short_side", "model.normalise_prompts_at_inference"),
     *("train.steps", "train.log_every", "train.checkpoint_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.keep_best", "train.non_finite", "train.replay"),
     *("mesh.", "model.remat"),
@@ -101,6 +102,8 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     fields = {}
     for key, value in json.loads(json.dumps(values)).items():  # tuples become lists, as in the saved json
         sections = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        if prefix + key == "data.mixture" and not value:
+            continue  # a mixture that there is has a field for each of its parts, and none of this name
         if isinstance(value, dict):
             fields |= _flat(value, f"{prefix}{key}.")
         elif sections:

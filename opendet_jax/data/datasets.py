@@ -45,9 +45,12 @@ def load_datasets(config: Config, workdir: str | Path) -> tuple[Mixture, Dataset
         _announce(train, evaluation, data.held_out)
     else:
         evaluation = _evaluation_json(config, workdir)
-    others = [
-        (read(paths, f"data.mixture[{i}]").first(data.train_limit), paths) for i, paths in enumerate(data.mixture)
-    ]
+    others = []
+    for i, paths in enumerate(data.mixture):
+        dataset = read(paths, f"data.mixture[{i}]").first(data.train_limit)
+        if _holds_out(config) and evaluation is not train:
+            dataset = _without(dataset, evaluation, data.held_out_by)
+        others.append((dataset, paths))
     mixture = Mixture.of((train, data.train.weight), *((dataset, paths.weight) for dataset, paths in others))
     return mixture, evaluation.first(config.eval.limit)
 
@@ -95,6 +98,27 @@ def hold_out(
     )
     kept, out = (Dataset(dataset.annotations, records, dataset.categories) for records in sides)
     return kept, out
+
+
+def _without(dataset: Dataset, held: Dataset, by: Literal["photographs", "images"]) -> Dataset:
+    """A part of the mixture without the photographs that are held out of data.train; how many is logged.
+
+    They are told by their files' paths, and by "photographs" as `copies` does.
+    """
+    paths = {record.path.resolve() for record in held.records}
+    kept = tuple(record for record in dataset.records if record.path.resolve() not in paths)
+    if by == "photographs":
+        there = set(map(id, held.records))
+        units = copies([*held.records, *kept])
+        shown = {id(record) for unit in units if not there.isdisjoint(map(id, unit)) for record in unit}
+        kept = tuple(record for record in kept if id(record) not in shown)
+    if len(kept) == len(dataset):
+        return dataset
+    left = len(dataset) - len(kept)
+    logging.warning("%s: %d images left out: they show what is held out for evaluation", dataset.annotations, left)
+    if not kept:
+        raise AnnotationError(f"{dataset.annotations}: every image is held out for evaluation (data.held_out)")
+    return replace(dataset, records=kept)
 
 
 def _units_of_classes(dataset: Dataset, units: Sequence[Sequence[Record]]) -> list[list[int]]:

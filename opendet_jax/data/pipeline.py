@@ -37,9 +37,10 @@ class TrainingBatch:
 @dataclass(frozen=True, eq=False)
 class EvaluationBatch:
     images: Images  # of numpy arrays
-    image_ids: Int64[ndarray, "B"]  # −1: a black picture that fills up the last batch of a bucket
+    image_ids: Int64[ndarray, "B"]
     original_sizes: Int32[ndarray, "B 2"]  # height, width of the file
     resized_sizes: Int32[ndarray, "B 2"]  # height, width without the padding
+    real: int  # pictures of the data set; behind them black ones, with id −1, fill up the last batch of a bucket
 
 
 def training_stream(
@@ -137,7 +138,7 @@ class EvaluationSource:
             image = open_record(record, self._max_pixels)
             place(resample(image, geometry), pixels[i], mask[i])
             image_ids[i], original[i], resized[i] = record.image_id, (record.height, record.width), geometry.size
-        return EvaluationBatch(Images(pixels, mask), image_ids, original, resized)
+        return EvaluationBatch(Images(pixels, mask), image_ids, original, resized, len(members))
 
 
 class EvaluationBatches:

@@ -18,6 +18,8 @@ from opendet_jax.config import DataConfig, split_of
 from opendet_jax.data.formats.label_folders import label_form
 from opendet_jax.errors import InputError
 
+PIECE = 4096  # rows
+
 
 class EmbeddingError(InputError):
     """A table that cannot be used, or that lacks names of the data set: the message names it and them."""
@@ -85,6 +87,8 @@ class TableEmbedder:
             self._rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise EmbeddingError(f"{self.path}: is not a table of numbers: {error}") from error
+        if not np.issubdtype(self._rows.dtype, np.floating):
+            raise EmbeddingError(f"{self.path}: is a table of {self._rows.dtype}, not of floating-point numbers")
         names = _names_of_rows(names_path)
         if self._rows.ndim != 2 or len(names) != len(self._rows):
             raise EmbeddingError(
@@ -109,7 +113,21 @@ class TableEmbedder:
             raise EmbeddingError(
                 f"{self.path}: has no embedding of {len(missing)} names: {', '.join(map(repr, missing))}{self._help}"
             )
-        return TableRows(self._rows, np.array(places, np.int64))
+        found = np.array(places, np.int64)
+        if bad := [names[place] for place in self._without_direction(found)]:
+            raise EmbeddingError(
+                f"{self.path}: embeddings that are zero or not finite, of {len(bad)} names: "
+                + ", ".join([*map(repr, bad[:20]), *(["…"] if len(bad) > 20 else [])])
+            )
+        return TableRows(self._rows, found)
+
+    def _without_direction(self, places: Int64[ndarray, " n"]) -> list[int]:
+        """Which of the rows no unit row can be made of; the table is read in pieces."""
+        bad: list[int] = []
+        for start in range(0, len(places), PIECE):
+            lengths = np.linalg.norm(np.asarray(self._rows[places[start : start + PIECE]], np.float32), axis=1)
+            bad += (start + np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))).tolist()
+        return bad
 
 
 def _names_of_rows(path: Path) -> list[str]:

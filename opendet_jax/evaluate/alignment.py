@@ -89,7 +89,7 @@ def analyse(inference: Inference, dataset: Dataset, config: Config, texts: NameT
     found: list[Float32[ndarray, "n 3"]] = [np.zeros((0, 3), np.float32)]
     with CompilingFirst(total=len(dataset), desc=f"analyse {config.data.name}", unit="image") as progress:
         for batch in evaluation_batches(dataset, config.data, config.eval.batch_size):
-            shown = [records[image_id] for image_id in batch.image_ids.tolist() if image_id >= 0]
+            shown = [records[image_id] for image_id in batch.image_ids[: batch.real].tolist()]
             objects = _objects(shown, len(batch.image_ids), slots, texts)
             everything = jax.device_get(find(inference.params, inference.place((batch.images, objects))))
             matched = _Matched(*(x[: len(shown)] for x in everything))

@@ -55,7 +55,12 @@ class Evaluator:
     def __init__(self, content: Mapping[str, Any], protocol: Protocol = "lvis"):
         self.truth = Truth(content, federated=protocol != "coco")
         self._lvis = LvisProtocols(self.truth) if protocol != "coco" else None
-        self._coco = CocoProtocol(self.truth) if protocol == "coco" or self.truth.is_coco else None
+        # COCO's protocol does not know "ignore": its truth is another one where there are such boxes.
+        ignores = any(
+            annotation.get("ignore") and not annotation.get("iscrowd") for annotation in content["annotations"]
+        )
+        self._coco_truth = Truth(content, federated=False) if ignores and self._lvis else self.truth
+        self._coco = CocoProtocol(self._coco_truth) if protocol == "coco" or self.truth.is_coco else None
         self._localisation = Localisation(self.truth)
         self._counted = np.zeros(len(self.truth.categories), np.int64)
         self._images: dict[int, ImageScore] = {}
@@ -91,11 +96,18 @@ class Evaluator:
         judged = category[counts]
         lenient = self.truth.mask(image.lenient)[judged]
         outcome = match(judged, detections.boxes[order[counts]], lenient, image.objects)
-        known = Outcomes.of_image(image.place, outcome, judged, score[counts], np.flatnonzero(counts), numbers[counts])
+        known_by = judged, score[counts], np.flatnonzero(counts), numbers[counts]
+        known = Outcomes.of_image(image.place, outcome, *known_by)
         if self._lvis:
             self._lvis.add(known, Uncounted(category[~counts].astype(np.int32), score[~counts], numbers[~counts]))
         if self._coco:
-            self._coco.add(known[known.rank < PER_IMAGE] if self._lvis else known)
+            if self._coco_truth is not self.truth:  # every class is judged, so that all detections count in both
+                objects = self._coco_truth.images[image_id].objects
+                outcome = match(judged, detections.boxes[order[counts]], lenient, objects)
+                coco = Outcomes.of_image(image.place, outcome, *known_by)
+            else:
+                coco = known
+            self._coco.add(coco[coco.rank < PER_IMAGE] if self._lvis else coco)
         self._localisation.add(image, boxes)
         self._counted += np.bincount(known.category, minlength=len(self._counted))
         self._images[image_id] = _image_score(image_id, image, known)

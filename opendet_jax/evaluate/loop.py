@@ -178,10 +178,9 @@ def _detect(
     selection = Selection(most, limits.min_score, limits.nms_iou, NMS_ABOVE)
 
     def of_batch(batch: EvaluationBatch) -> list[tuple[int, Found]]:
-        real = int(np.sum(np.asarray(batch.image_ids) >= 0))  # what fills the batch up comes last
-        sizes = [(height, width) for height, width in np.asarray(batch.original_sizes)[:real].tolist()]
+        sizes = [(height, width) for height, width in np.asarray(batch.original_sizes)[: batch.real].tolist()]
         found = inference(batch.images, sizes, selection, given)
-        return list(zip(np.asarray(batch.image_ids)[:real].tolist(), found, strict=True))
+        return list(zip(np.asarray(batch.image_ids)[: batch.real].tolist(), found, strict=True))
 
     process = (jax.process_index(), jax.process_count())
     batches = evaluation_batches(dataset, config.data, limits.batch_size, *process)

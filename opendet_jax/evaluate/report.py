@@ -18,13 +18,14 @@ from opendet_jax.evaluate.name_mapping import shared_names, shared_said
 from opendet_jax.evaluate.pictures import best_and_worst, draw_ap_by_frequency, draw_names, draw_precision_recall, sheet
 from opendet_jax.evaluate.results import Results, ResultsError, read_results
 from opendet_jax.evaluate.truth import Content, read_truth
-from opendet_jax.files import replacing, write_json
+from opendet_jax.files import replacing, try_folder, write_json
 
 _SIZES = ("APs", "APm", "APl")
 _LVIS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APu", *_SIZES)
 _COCO = ("AP", "AP50", "AP75", *_SIZES, "AR1", "AR10", "AR100")
 _COCO_TITLE = "COCO AP, ≤ 100 a class"
 METRICS = "metrics.json"
+EXAMPLES = ("best_images.png", "worst_images.png")
 TITLES = {"lvis": "LVIS AP, ≤ 300 detections an image", "lvis_fixed": "fixed AP", "coco": "COCO AP"}
 
 
@@ -46,9 +47,13 @@ def score_file(
 
     Raises:
         AnnotationError: the annotations, or one of them, cannot be used; the predictions are not json.
-        ResultsError: a prediction cannot be scored.
+        ResultsError: a prediction cannot be scored, or `out` not be written to, which is found out first.
         ImageError: an image to be drawn cannot be read.
     """
+    try:
+        try_folder(out)
+    except OSError as error:
+        raise ResultsError(f"{out}: cannot be written to: {error.strerror}") from error
     dataset, truth, problems = read_truth(annotations, images, minival)
     category_ids = {category.id for category in dataset.categories}
     results = read_results(predictions, {record.image_id for record in dataset.records}, category_ids)
@@ -80,9 +85,12 @@ def score_file(
     left_out = f" ({missing['images_left_out']} without a detection left out)" if "images_left_out" in missing else ""
     print(f"{len(dataset)} images{left_out}, {len(results)} detections\n{summary(metrics, protocol)}\nwritten to {out}")
     _draw(evaluation, protocol, f"{predictions.name} on {annotations.name}: {TITLES[protocol]}", out)
-    for name, picture in sheets.items():
+    for name in EXAMPLES:
+        if name not in sheets:
+            (out / name).unlink(missing_ok=True)  # of an evaluation before this one
+            continue
         with replacing(out / name) as part:
-            picture.save(part, format="PNG")
+            sheets[name].save(part, format="PNG")
     return metrics
 
 
@@ -130,11 +138,11 @@ def _draw(evaluation: Evaluation, protocol: Protocol, title: str, out: Path) -> 
 def _example_sheets(dataset: Dataset, results: Results, evaluation: Evaluation) -> dict[str, Image.Image]:
     class_names = {category.id: category.name for category in dataset.categories}
     sheets = {}
-    for name, scores in zip(("best", "worst"), best_and_worst(evaluation.images), strict=True):
+    for name, scores in zip(EXAMPLES, best_and_worst(evaluation.images), strict=True):
         found = results.by_image({score.image_id for score in scores})
         boxes = {image_id: detections.distinct_boxes() for image_id, detections, _ in found}
         if scores:
-            sheets[f"{name}_images.png"] = sheet(dataset, boxes, scores, class_names)
+            sheets[name] = sheet(dataset, boxes, scores, class_names)
     return sheets
 
 

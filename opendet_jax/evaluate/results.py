@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from opendet_jax.data.formats.json_stream import lists_of
+from opendet_jax.data.formats.records import clean_text
 from opendet_jax.errors import InputError
 from opendet_jax.evaluate.name_mapping import UNMAPPED, Bearers, Classes
 from opendet_jax.evaluate.truth import is_box, is_number
@@ -141,7 +142,7 @@ def results_file(path: Path) -> Iterator[Callable[[list[Result]], None]]:
 
 @contextmanager
 def _json_list(path: Path) -> Iterator[Callable[[list[Result]], None]]:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as `write_json` does
         before = "[\n"
 
         def add(results: list[Result]) -> None:
@@ -269,7 +270,8 @@ class _Reader:
         if names is not None:
             if not isinstance(names, list) or not names or not isinstance(names[0], str):
                 raise self._error(number, f"names {names!r:.40} is not a list of strings")
-            self._names.append(self._known_names.setdefault(names[0], names[0]))
+            name = clean_text(names[0])
+            self._names.append(self._known_names.setdefault(name, name))
 
     def _error(self, number: int, what: str) -> ResultsError:
         return ResultsError(f"{self.path}: record {number}: {what}")

@@ -24,6 +24,8 @@ from opendet_jax.evaluate.name_mapping import normalise_name
 
 SEEN_GROUPS = ("r", "c", "f", "")  # whose classes are part of AP
 GROUPS = (*SEEN_GROUPS, "u")
+# What `read_annotations` counts of images and categories; what it counts of annotations `lvis_truth` does in its way.
+OF_THE_WHOLE = ("frequency is", "repeated", "file of another image id")
 Content = dict[str, list[dict[str, Any]]]
 
 
@@ -176,7 +178,8 @@ def read_truth(annotations: Path, images: Path | None, minival: bool) -> tuple[D
             raise AnnotationError(f"{annotations}: {kind}: {problems.examples[kind][0]}")
     if not len(dataset):
         raise AnnotationError(f"{annotations}: there is no image to evaluate on")
-    problems = problems if is_described(dataset) else Problems()
+    if not is_described(dataset):
+        problems = problems.of_kinds(*OF_THE_WHOLE)
     return dataset, lvis_truth(dataset, strict=True, problems=problems), problems
 
 

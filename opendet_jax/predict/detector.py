@@ -212,11 +212,17 @@ def load(folder: str | os.PathLike, checkpoint: int = -1) -> Detector:
 
     Raises CheckpointError where there is none, WeightsError where the hub does not give it.
     """
+    return load_with(folder, checkpoint, lambda saved: saved)
+
+
+def load_with(folder: str | os.PathLike, checkpoint: int, choose: Callable[[Config], Config]) -> Detector:
+    """The same, with the config that `choose` makes of the one that the model was saved with."""
     # Here, as both need Flax, and what runs exported programs has none.
     from opendet_jax.checkpoints.restore import restore
     from opendet_jax.model.opendet import OpenDet
 
     enable_cache()
-    config, params, _ = restore(Path(folder), checkpoint)
+    saved, params, _ = restore(Path(folder), checkpoint)
+    config = choose(saved)
     tokenizer = load_tokenizer(config.data.tokenizer, config.model.t5.vocab_size)
     return Detector(OpenDet(config.model, config.ablation), params, config, tokenizer.decode)

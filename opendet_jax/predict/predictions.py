@@ -5,7 +5,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from opendet_jax.checkpoints.restore import workdir_of
+from opendet_jax.checkpoints.same_config import check_same, in_evaluation
 from opendet_jax.compilation import CompilingFirst
 from opendet_jax.config import Config, PredictConfig
 from opendet_jax.data.images import load_image
@@ -23,7 +24,7 @@ from opendet_jax.data.pixels import MAX_PIXELS, ImageError
 from opendet_jax.errors import InputError, Interrupted
 from opendet_jax.files import replacing, write_json
 from opendet_jax.given_names import written_names
-from opendet_jax.predict.detector import Detector, load
+from opendet_jax.predict.detector import Detector, load_with
 
 PREDICTIONS = "predictions.json"
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
@@ -65,7 +66,8 @@ def predict_files(
     cannot be read is reported on standard error, and the others go on.
 
     Raises:
-        InputError: see `find_job`; or no file can be read, or a picture not be written.
+        InputError: see `find_job`; or no file can be read, or a picture not be written: predictions.json has those
+            before it.
         Interrupted: Ctrl-C. What has been done is written.
     """
     return _predict(detector, find_job(predict, Path(out_dir)), predict, max_pixels)
@@ -88,12 +90,17 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
                 job.out.mkdir(parents=True, exist_ok=True)
             for found in found_in:
                 path, name, image = read.popleft()
-                with _writing(job.out), replacing(job.out / name) as part:
+                with _writing(job.out / name), replacing(job.out / name) as part:
                     found.draw(image).save(part, format="PNG")
                 entries.append({"file": str(path), "picture": name, **found.to_dict()})
                 bar.update()
     except KeyboardInterrupt:
         interrupted = True
+    except InputError:
+        with suppress(OSError):  # of a full disk, say, which is what the error is of
+            if entries:
+                write_json(job.out / PREDICTIONS, entries)
+        raise
     if interrupted and not entries:
         raise Interrupted(f"stopped before the first of {len(job.inputs)} images was done: nothing is written")
     if not entries:
@@ -160,9 +167,13 @@ def _pictures_in(folder: Path) -> list[Path]:
     Image.init()
     endings = {ending for ending, form in Image.EXTENSION.items() if form in Image.OPEN}
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        seen = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"predict.inputs: {folder} cannot be listed: {error.strerror}") from error
+    files = [path for path in seen if path.is_file()]
+    broken = [path.name for path in seen if path.is_symlink() and not path.exists()]
+    if broken:
+        tqdm.write(f"left out: {len(broken)} links of {folder} to nothing, as {broken[0]}", file=sys.stderr)
     pictures = [path for path in files if path.suffix.lower() in endings]
     if not pictures:
         raise InputError(
@@ -199,10 +210,18 @@ def _picture_names(inputs: Sequence[Path]) -> list[str]:
 
 
 def predict_from_config(config: Config, workdir: Path | str) -> None:
-    """Annotates the images of `predict.inputs` into `predict.output`, or <workdir>/predict (`restore.workdir_of`)."""
+    """Annotates the images of `predict.inputs` into `predict.output`, or <workdir>/predict (`restore.workdir_of`).
+
+    Raises CheckpointError, also where a field to which the parameters are bound is not that of the checkpoint.
+    """
+
+    def checked(saved: Config) -> Config:
+        check_same(saved.to_dict(), config, workdir, in_evaluation)
+        return config
+
     output = config.predict.output or workdir_of(workdir) / "predict"
     job = find_job(config.predict, Path(output))
-    detector = load(workdir, config.eval.checkpoint)
+    detector = load_with(workdir, config.eval.checkpoint, checked)
     entries = _predict(detector, job, config.predict, config.data.max_pixels)
     objects = sum(len(entry["boxes"]) for entry in entries)
     print(f"{len(entries)} images, {objects} objects. In {job.out}: an annotated picture of each, {PREDICTIONS}")

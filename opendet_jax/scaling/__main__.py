@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from opendet_jax.config import Config, MeshConfig
-from opendet_jax.config_files import at_least, config_from_arguments, config_hash, validate
+from opendet_jax.config import Config, MeshConfig, config_hash
+from opendet_jax.config_files import at_least, config_from_arguments, validate
 from opendet_jax.errors import InputError
 from opendet_jax.files import write_json
 from opendet_jax.parallel.mesh import AXES, batch_shards, check_batch, make_mesh

@@ -23,8 +23,7 @@ from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, open_manager
 from opendet_jax.checkpoints.restore import cause, find, has_note
 from opendet_jax.checkpoints.same_config import CheckpointError, check_same
-from opendet_jax.config import Config
-from opendet_jax.config_files import config_hash
+from opendet_jax.config import Config, config_hash
 from opendet_jax.train.optimizer import TrainState
 
 IteratorState = dict[str, Any]

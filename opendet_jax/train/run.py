@@ -18,8 +18,8 @@ from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.folder import CHECKPOINTS, read_config
 from opendet_jax.checkpoints.same_config import CheckpointError, check_began, check_same
 from opendet_jax.compilation import give_back_memory
-from opendet_jax.config import Config, InitConfig, TrainConfig
-from opendet_jax.config_files import METRICS, config_hash
+from opendet_jax.config import Config, InitConfig, TrainConfig, config_hash
+from opendet_jax.config_files import METRICS
 from opendet_jax.data.datasets import load_datasets
 from opendet_jax.data.formats.records import Dataset
 from opendet_jax.data.images import check_present
@@ -42,11 +42,19 @@ from opendet_jax.parallel.mesh import (
     own_rows,
     place_batch,
 )
-from opendet_jax.parallel.processes import check_held, first_process_first, is_first
+from opendet_jax.parallel.processes import check_held, exchange, first_process_first, is_first
 from opendet_jax.parallel.sharding import partition
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.finite import REFUSED, Sent, Terms, Watch
-from opendet_jax.train.metrics import CURVES, EVALUATIONS, MetricsLog, best_step, draw_curves, read_metrics
+from opendet_jax.train.metrics import (
+    CURVES,
+    EVALUATIONS,
+    MetricsLog,
+    best_step,
+    draw_curves,
+    is_evaluated,
+    read_metrics,
+)
 from opendet_jax.train.optimizer import (
     TrainState,
     abstract_state,
@@ -238,6 +246,16 @@ class Run:
         """To before a step that was refused, and all after it."""
         self.step, self.position = sent.step, sent.iterator_state
 
+    def owes_evaluation(self) -> bool:
+        """Whether the run goes on from a step that was to be evaluated, and that was given up or not gone through with.
+
+        Every process calls this.
+        """
+        train = self.config.train
+        if not (self.first and train.eval_every) or self.first % train.eval_every or self.first >= train.steps:
+            return False
+        return not exchange(self._is_first and is_evaluated(self.workdir, self.first))[0]
+
     def save(self) -> None:
         """Begins to save a checkpoint, of steps that are known to be good.
 
@@ -256,7 +274,7 @@ class Run:
         if self.config.train.non_finite == "skip":
             values["skipped"] = refused
         if self._is_first:
-            rates = learning_rates(self.config.optimizer, self.step - 1)
+            rates = learning_rates(self.config.optimizer, self.step - 1 - int(refused))  # they follow the updates
             self._log.write(self.step, values | {f"learning_rate/{part}": rate for part, rate in rates.items()})
         if time.monotonic() > self._draws_at:
             self.draw_curves()
@@ -284,7 +302,8 @@ class Run:
             self._log.evaluated(self.step, metrics)
         if self.step < self.config.train.steps:
             self.draw_curves()
-            self._open_bar()
+            if self.step > self.first:  # else the first step does
+                self._open_bar()
 
     def draw_curves(self) -> None:
         """A picture is not worth the end of a run, nor the reason of one: where it cannot be drawn, that is said."""

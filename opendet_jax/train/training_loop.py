@@ -90,6 +90,9 @@ def finished(config: Config, workdir: Path) -> str:
 
 def _to_the_end(run: Run, signals: StopSignals) -> None:
     config = run.config.train
+    if run.owes_evaluation():
+        with signals.interrupting():
+            run.evaluate()
     for step in range(run.first, config.steps):
         signals.check()
         evaluates = _due(step, config.eval_every, run.first)

@@ -166,6 +166,7 @@ def embed_names(names: Sequence[str], encoder: TextEncoder, out: Path, made_by: 
     if done:
         rows = np.lib.format.open_memmap(partial.rows, mode="r+")
     else:
+        partial.note.unlink(missing_ok=True)  # of another table, whose rows are gone now
         rows = np.lib.format.open_memmap(partial.rows, mode="w+", dtype=np.float32, shape=shape)
     with tqdm(total=len(names), initial=done, desc="embed", unit="name") as bar:
         for start in range(done, len(names), BATCH):

@@ -107,6 +107,39 @@ def test_a_part_is_held_out_where_there_is_nothing_to_evaluate_on(folder, caplog
     assert [record.image_id for record in again.records] == [record.image_id for record in evaluation.records]
 
 
+@pytest.mark.parametrize("by", ["photographs", "images"])
+def test_what_is_held_out_is_in_no_other_part_of_the_mixture(folder, tmp_path, caplog, by):
+    """Another json of the same pictures; and one of a copy of each, which are told apart by content alone."""
+    logging.use_absl_handler()
+    for picture in folder.glob("*.png"):
+        shutil.copy(picture, tmp_path / picture.name)
+    shutil.copy(folder / "things.json", tmp_path / "things.json")
+    mixture = (paths(folder, "things"), paths(tmp_path, "things"))
+    data = replace(DATA, train=paths(folder, "animals"), mixture=mixture, held_out=0.2, held_out_by=by)
+    with caplog.at_level("WARNING"):
+        train, evaluation = load_datasets(Config(data=data), folder)
+    held = {record.path for record in evaluation.records}
+    assert len(held) == 4
+    animals, same, copied = (part.records for part in train.parts)
+    assert len(animals) == len(same) == 16
+    assert not held & {record.path for record in same}
+    assert f"{folder / 'things.json'}: 4 images left out: they show what is held out for evaluation" in caplog.text
+    left = {path.name for path in held} & {record.path.name for record in copied}
+    assert len(left) == (0 if by == "photographs" else 4)
+
+
+def test_a_part_of_the_mixture_that_is_all_held_out(folder, tmp_path):
+    config = Config(data=replace(DATA, train=paths(folder, "animals"), held_out=0.2))
+    held = [record.image_id for record in load_datasets(config, folder)[1].records]
+    content = json.loads((folder / "things.json").read_text())
+    content["images"] = [image for image in content["images"] if image["id"] in held]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in held]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    mixture = (DatasetPaths(str(tmp_path / "few.json"), str(folder)),)
+    with pytest.raises(AnnotationError, match=r"few\.json: every image is held out for evaluation"):
+        load_datasets(replace(config, data=replace(config.data, mixture=mixture)), folder)
+
+
 def test_what_is_held_out_hardly_changes_with_more_images(folder):
     whole = read_json(folder / "animals.json", folder)[0]
     few, many = ({r.image_id for r in hold_out(set_, 0.2)[1].records} for set_ in (whole.first(15), whole))

@@ -76,6 +76,7 @@ def assert_same(a, b):
     for left, right in zip(a, b, strict=True):
         parts = [jax.tree.leaves(list(vars(example).values())) for example in (left, right)]
         for x, y in zip(*parts, strict=True):
+            x, y = np.asarray(x), np.asarray(y)
             assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
 

@@ -95,3 +95,20 @@ def test_a_damaged_list_beside_the_table(table, text):
     table.with_suffix(".json").write_text(text)
     with pytest.raises(EmbeddingError, match=r"table\.json: (cannot be read as|is not) a list of names"):
         TableEmbedder(table)
+
+
+def test_rows_that_no_unit_row_can_be_made_of(table):
+    """Word vectors have zeros for words that they do not know."""
+    rows = np.load(table)
+    rows[1], rows[2, 3] = 0, np.nan
+    np.save(table, rows)
+    embedder = TableEmbedder(table)
+    assert np.isfinite(embedder.embed(["cat"])).all()
+    with pytest.raises(EmbeddingError, match=r"zero or not finite, of 2 names: 'traffic light', 'dog'$"):
+        embedder.rows(["cat", "traffic light", "dog"])
+
+
+def test_a_table_of_text(table):
+    np.save(table, np.array([["a", "b"]] * 3))
+    with pytest.raises(EmbeddingError, match=r"table\.npy: is a table of <U1, not of floating-point numbers"):
+        TableEmbedder(table)

@@ -20,6 +20,7 @@ from opendet_jax.config import Config
 from opendet_jax.config_files import parse_config
 from opendet_jax.data.formats.json_source import AnnotationError
 from opendet_jax.evaluate.loop import evaluate_checkpoint
+from opendet_jax.predict.predictions import predict_from_config
 from opendet_jax.train import run
 from opendet_jax.train.step import jit_step
 from opendet_jax.train.training_loop import train
@@ -168,8 +169,8 @@ def test_python_interface(trained, config):
     assert detector.detect(pixels, min_score=1.0).names == []
 
 
-def run_main(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "opendet_jax.main", "--config=configs/scenes_tiny.py", *arguments]
+def run_main(*arguments: str, config: str = "--config=configs/scenes_tiny.py") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "opendet_jax.main", *([config] if config else []), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -183,6 +184,8 @@ def test_predict_from_the_command_line(trained, tmp_path):
         f"--config.predict.inputs={tmp_path}/*.png",
         f"--config.predict.output={out}",
         "--config.predict.min_score=0.0",
+        "--config.eval.num_beams=2",
+        config="",  # the run's own
     )
     assert done.returncode == 0, done.stderr
     assert "skipped:" in done.stderr
@@ -190,7 +193,17 @@ def test_predict_from_the_command_line(trained, tmp_path):
     [entry] = json.loads((out / "predictions.json").read_text())
     assert entry["file"].endswith("grey.png")
     assert len(entry["boxes"]) == len(entry["names"]) == len(entry["scores"]) > 0
+    assert {len(others) for others in entry["alternatives"]} == {1}, "fields of its config are set as ever"
     assert width_of(out / "grey.png") >= 480
+
+
+def test_prediction_by_another_config_is_refused(trained, config, tmp_path):
+    Image.new("L", (40, 30), 128).save(tmp_path / "grey.png")
+    predict = replace(config.predict, inputs=str(tmp_path / "grey.png"), output=str(tmp_path / "out"))
+    other = replace(config, predict=predict, model=replace(config.model, num_points=3))
+    with pytest.raises(CheckpointError, match=r"model\.num_points: checkpoint 2, config 3"):
+        predict_from_config(other, trained)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_is_one_line(trained, tmp_path):

@@ -121,3 +121,18 @@ def test_annotation_ids_from_0_give_the_numbers_of_ids_from_1(tmp_path, protocol
     assert numbers[0] == numbers[1]
     assert numbers[0]["AP"] == pytest.approx(run_coco(tmp_path / "1.json", found)["AP"], abs=1e-9)
     assert numbers[0]["AP"] > run_coco(tmp_path / "0.json", found)["AP"]
+
+
+def test_ignored_boxes_that_are_no_crowds_are_objects_to_coco_alone(tmp_path):
+    """pycocotools takes "ignore" from "iscrowd", lvis from the json."""
+    rng = np.random.default_rng(6)
+    truth = without_frequencies(random_truth(rng, crowds=0.2))
+    for annotation in truth["annotations"][::3]:
+        annotation["ignore"] = 1
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    found = detections_like(truth, rng, 0.3, 0.15, 15)
+    theirs = run_coco(tmp_path / "truth.json", found)
+    ours = metrics(with_every_class_known(truth), found)
+    assert_equal(ours, theirs, "coco_")
+    assert_equal(metrics(truth, found, "coco"), theirs)
+    assert abs(ours["AP"] - ours["coco_AP"]) > 0.01

@@ -58,7 +58,8 @@ class Knowing(Inference):
 
     def __init__(self, dataset, spoil):
         self.records = {record.image_id: record for record in dataset.records}
-        self.ids = [batch.image_ids for batch in evaluation_batches(dataset, CONFIG.data, CONFIG.eval.batch_size)]
+        batches = evaluation_batches(dataset, CONFIG.data, CONFIG.eval.batch_size)
+        self.ids = [batch.image_ids[: batch.real].tolist() for batch in batches]
         self.spoil = spoil
         self.sizes = []
 
@@ -66,7 +67,7 @@ class Knowing(Inference):
         assert (selection.max_detections, selection.nms_iou, selection.nms_above) == (900, 0.9, 300)
         assert len(images.pixels) == CONFIG.eval.batch_size
         self.sizes += sizes
-        ids = [int(i) for i in self.ids.pop(0) if i >= 0]
+        ids = self.ids.pop(0)
         assert len(ids) == len(sizes)
         return [self.spoil(self.found(self.records[i])) for i in ids]
 
@@ -112,6 +113,20 @@ def test_perfect_detections(dataset, tmp_path, capsys):
     assert printed == table(metrics) + "\n"
     assert "APr 100.0" in printed
     assert "APf –" in printed
+
+
+def test_negative_image_ids(dataset, tmp_path):
+    """Hashes as ids, say; −1 among them, which is also that of what fills a batch up."""
+    content = json.loads(dataset.annotations.read_text())
+    for entry, field in [(i, "id") for i in content["images"]] + [(a, "image_id") for a in content["annotations"]]:
+        entry[field] = 11 - entry[field]
+    (tmp_path / "toy.json").write_text(json.dumps(content))
+    negative = read_json(tmp_path / "toy.json", dataset.annotations.parent)[0]
+    assert {record.image_id for record in negative.records} == {1, 0, -1, -2, -3}
+    found = evaluate(Knowing(negative, lambda found: found), negative, CONFIG, tmp_path, step=7)
+    same = ("AP", "detections", "recall50")
+    wanted = evaluate(Knowing(dataset, lambda found: found), dataset, CONFIG, tmp_path / "other", step=7)
+    assert {key: found[key] for key in same} == {key: wanted[key] for key in same}
 
 
 @pytest.mark.parametrize("by", ["language", "alignment"])

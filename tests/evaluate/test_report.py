@@ -230,3 +230,37 @@ def test_ctrl_c(folder, tmp_path, at, message, files, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         score(folder, tmp_path / "out", "lvis.json")
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_frequencies_and_repeated_entries_that_are_passed_over_are_said(folder, tmp_path, capsys):
+    truth = load(folder / "lvis.json")
+    truth["categories"][0]["frequency"] = "rare"
+    truth["images"].append(truth["images"][0])
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    main([f"--annotations={tmp_path}/truth.json", f"--predictions={folder}/p.json", f"--out={tmp_path}/out"])
+    said = capsys.readouterr().err
+    assert "1 × frequency is not r, c, f or u, category kept without" in said
+    assert "1 × repeated image" in said
+
+
+def test_half_a_character_in_a_name(folder, tmp_path):
+    """json can hold it, and UTF-8 cannot."""
+    found = load(folder / "p.json")
+    found[0]["names"] = ["caf\ud83d", "other"]
+    (tmp_path / "p.json").write_text(json.dumps(found))
+    main([f"--annotations={folder}/lvis.json", f"--predictions={tmp_path}/p.json", f"--out={tmp_path}/out"])
+    assert {"metrics.json", "classes.csv", "names.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_pictures_of_an_evaluation_before_go(folder, tmp_path):
+    score(folder, tmp_path, "lvis.json", f"--images={folder}/images")
+    assert {path.name for path in tmp_path.iterdir()} >= EXAMPLES
+    score(folder, tmp_path, "lvis.json")
+    assert not EXAMPLES & {path.name for path in tmp_path.iterdir()}
+
+
+def test_its_output_is_looked_at_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("opendet_jax.evaluate.report.read_truth", lambda *_: pytest.fail("the truth was read"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: .*file: cannot be written to"):
+        score(folder, tmp_path / "file", "lvis.json")

@@ -87,6 +87,11 @@ def test_the_queue_is_what_has_neither_a_result_nor_a_failure(tmp_path):
     assert (done["AP"], done["minutes"], failed["seed"]) == ("0.1235", "", "3")
     assert failed["outcome"].endswith("150, is not a number")
     assert len(table.read_text().splitlines()) == 3  # one heading
+    with table.open("a") as file:
+        file.write("protocol,full,4,do")  # a process that was killed
+    run.add_row(table, row | {"seed": 5, "outcome": "done"})
+    assert run.read_rows(table)[-1]["seed"] == "5"
+    assert "full_4" in run.queue(results, table)
 
 
 @pytest.mark.parametrize("name", ["full", "full_x", "empty_0", "full_7"])

@@ -123,8 +123,46 @@ def test_a_full_disk(detector, folder, monkeypatch):  # noqa: F811
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(InputError, match=r"predict\.output: .*out cannot be written to: No space left on device"):
+    with pytest.raises(
+        InputError, match=r"predict\.output: .*out/a\.png cannot be written to: No space left on device"
+    ):
         run(detector, folder, "in/*")
+
+
+def test_a_picture_that_cannot_be_written_costs_none_before_it(detector, folder, monkeypatch):  # noqa: F811
+    save = Image.Image.save
+
+    def full_at_the_second(image, part, **format):
+        if (folder / "out/a.png").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(image, part, **format)
+
+    monkeypatch.setattr(Image.Image, "save", full_at_the_second)
+    with pytest.raises(InputError, match=r"out/a_2\.png cannot be written to"):
+        run(detector, folder, "in/*")
+    [entry] = json.loads((folder / "out/predictions.json").read_text())
+    assert entry["picture"] == "a.png"
+
+
+def test_names_of_files_that_are_long_or_no_text(detector, folder):  # noqa: F811
+    """80 Chinese letters; and a byte that is none of UTF-8."""
+    names = ["画" * 80 + ".png", os.fsdecode(b"caf\xe9.png")]
+    (folder / "odd").mkdir()
+    for name in names:
+        Image.new("RGB", (60, 30)).save(folder / "odd" / name)
+    entries = run(detector, folder, "odd")
+    assert sorted(entry["picture"] for entry in entries) == sorted(names)
+    assert json.loads((folder / "out/predictions.json").read_text(encoding="utf-8")) == entries
+    assert {os.fsencode(path.name) for path in (folder / "out").iterdir()} == {
+        b"predictions.json",
+        *map(os.fsencode, names),
+    }
+
+
+def test_links_to_nothing_are_counted(detector, folder, capsys):  # noqa: F811
+    (folder / "in/below/gone.png").symlink_to(folder / "nowhere.png")
+    assert len(run(detector, folder, "in/below")) == 1
+    assert f"left out: 1 links of {folder}/in/below to nothing, as gone.png" in capsys.readouterr().err
 
 
 def interrupted_at(image, monkeypatch):
@@ -163,7 +201,7 @@ def test_ctrl_c_before_the_first_image(detector, folder, monkeypatch):  # noqa: 
 )
 def test_inputs_and_output_are_looked_at_before_the_model(folder, predict, message, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("opendet_jax.predict.predictions.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("opendet_jax.predict.predictions.load_with", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match=message):
         predict_from_config(Config(predict=PredictConfig(**predict)), folder / "run")
     assert not (folder / "run").exists()

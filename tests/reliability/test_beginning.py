@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from dataclasses import asdict, replace
@@ -387,3 +389,43 @@ def test_a_training_that_was_taken_for_dead_saves_elsewhere(tmp_path, monkeypatc
 def test_the_program_says_that_it_is_finished(tmp_path):
     run_well(tmp_path, "train.steps=1")
     assert run_well(tmp_path, "train.steps=1").splitlines()[1].startswith("finished: ")
+
+
+def test_a_run_on_several_data_sets_goes_on(tmp_path, photographs):
+    mixture = (photographs, replace(photographs, weight=2.0))
+    config = with_data(tiny(steps=2), source="json", train=photographs, eval=photographs, mixture=mixture)
+    train(config, tmp_path / "run")
+    more = replace(config, train=replace(config.train, steps=4))
+    train(more, tmp_path / "run")
+    train(more, tmp_path / "whole")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    for others in ((), mixture[:1]):
+        with pytest.raises(CheckpointError, match=r"mixture\.1\.weight: checkpoint 2\.0, config '\(absent\)'"):
+            train(with_data(replace(more, train=replace(more.train, steps=6)), mixture=others), tmp_path / "run")
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    """Else the best checkpoint could go for want of it."""
+    config = tiny(steps=6, eval_every=2, checkpoint_every=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, tmp_path)
+    assert steps(tmp_path / "checkpoints") == [2]
+    train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+
+
+def test_a_run_reads_its_config_without_devices(tmp_path):
+    """A config file does, before several processes are one; and what it gives is of no other machine."""
+    train(replace(CONFIG, mesh=replace(CONFIG.mesh, data=1)), tmp_path)
+    script = f"""
+from jax._src import xla_bridge
+from configs import coco_json, trained
+for config in (coco_json.get_config({str(tmp_path)!r}), trained.get_config({str(tmp_path)!r})):
+    assert config.mesh.data == -1, config.mesh
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -15,8 +15,8 @@ import pytest
 from opendet_jax.checkpoints import intact
 from opendet_jax.checkpoints.intact import MANIFEST, steps
 from opendet_jax.checkpoints.same_config import CheckpointError
-from opendet_jax.config import ConfigError
-from opendet_jax.config_files import config_hash, validate
+from opendet_jax.config import ConfigError, config_hash
+from opendet_jax.config_files import validate
 from opendet_jax.errors import InputError
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.run import Run

@@ -11,7 +11,8 @@ from opendet_jax.checkpoints.folder import Converted, load, save
 from opendet_jax.checkpoints.intact import MANIFEST, steps
 from opendet_jax.checkpoints.restore import find, restore
 from opendet_jax.checkpoints.same_config import CheckpointError, check_same
-from opendet_jax.config_files import config_hash, parse_config
+from opendet_jax.config import config_hash
+from opendet_jax.config_files import parse_config
 from opendet_jax.errors import WeightsError
 from opendet_jax.train.checkpoint import Checkpoints
 from opendet_jax.train.training_loop import train

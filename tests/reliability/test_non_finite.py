@@ -257,6 +257,10 @@ def test_skips_and_counts(tmp_path, monkeypatch, caplog):
     rows = logged(tmp_path / "whole")
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]
     of_rates = {f"learning_rate/{part}" for part in ("detector", "backbone", "generator")}
+    late = replace(skip, optimizer=replace(skip.optimizer, decay_steps=(4,)))
+    train(late, tmp_path / "late")
+    rates = [row["learning_rate/detector"] for row in logged(tmp_path / "late")]
+    assert rates[-1] < rates[0] == rates[4], "the fourth update is that of step 5, as step 3 was none"
     assert set(rows[2]) == {"step", "naming", "skipped"} | of_rates, "only what is finite is logged"
     assert not (tmp_path / "whole" / "non_finite").exists()
     train(replace(skip, train=replace(skip.train, steps=4)), tmp_path / "parts")

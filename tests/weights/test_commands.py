@@ -14,7 +14,7 @@ from opendet_jax.checkpoints.folder import Converted, load, read_note, save
 from opendet_jax.config import CLIPTextConfig, SwinConfig
 from opendet_jax.errors import WeightsError
 from opendet_jax.model.clip_text import clip_text_shapes
-from opendet_jax.weights import commands
+from opendet_jax.weights import commands, embed_names
 from opendet_jax.weights.__main__ import main
 from opendet_jax.weights.convert import swin_shapes
 from opendet_jax.weights.embed_names import load_text_encoder
@@ -319,6 +319,30 @@ def test_a_table_in_the_making_that_is_damaged_is_begun_again(ours, tmp_path, da
     main(["embed-names", *map(str, arguments)])
     assert np.isfinite(np.load(tmp_path / "t.npy")).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "t.json", "t.npy"]
+
+
+def test_a_table_begun_in_the_place_of_another_is_not_taken_for_it(tmp_path, monkeypatch):
+    """Of one size, and stopped before its first rows: what is noted of the other is of rows that are gone."""
+
+    class Encoder(embed_names.TextEncoder):
+        width = 4
+
+        def __init__(self, stops_at=0):
+            self.calls, self.stops_at = 0, stops_at
+
+        def __call__(self, texts):
+            self.calls += 1
+            if self.calls == self.stops_at:
+                raise KeyboardInterrupt
+            return np.ones((len(texts), 4), np.float32)
+
+    monkeypatch.setattr(embed_names, "BATCH", 2)
+    out, mine, others = tmp_path / "t.npy", ["a", "b", "c"], ["a", "b", "d"]
+    for names, stops_at in ((mine, 2), (others, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            embed_names.embed_names(names, Encoder(stops_at), out, "a test")
+    embed_names.embed_names(mine, Encoder(), out, "a test")
+    np.testing.assert_array_equal(np.load(out), np.ones((3, 4)))
 
 
 def test_a_tokenizer_that_is_asked_for_is_kept(tmp_path, data_folder):

@@ -164,10 +164,15 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def files_below(folder: Path, endings: Collection[str] = PICTURES) -> list[Path]:
-    """Sorted. None whose name begins with a dot, as those that macOS leaves."""
-    found = []
+    """Sorted. None whose name begins with a dot, as those that macOS leaves; of a folder within itself, by a link,
+    no picture again."""
+    found, seen = [], set[str]()
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in names if name[0] != "." and _ending(name) in endings]
     return sorted(found)
 

@@ -85,6 +85,11 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
+    def of_kinds(self, *beginnings: str) -> "Problems":
+        """Those whose kind begins with one of these."""
+        kinds = [kind for kind in self.counts if kind.startswith(beginnings)]
+        return Problems({k: self.counts[k] for k in kinds}, {k: self.examples[k] for k in kinds})
+
     def add(self, kind: str, example: str, count: int = 1) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + count
         shown = self.examples.setdefault(kind, [])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from opendet_jax.data.formats import image_folder
-from opendet_jax.data.formats.image_folder import ImageFolder
+from opendet_jax.data.formats.image_folder import ImageFolder, files_below
 from opendet_jax.data.formats.json_source import read_json
 from opendet_jax.data.formats.json_stream import AnnotationError
 from opendet_jax.data.formats.records import Problems
@@ -179,3 +179,13 @@ def test_a_json_with_one_of_two_cameras_unpacked(root):
     assert [record.path.relative_to(root).as_posix() for record in dataset.records] == ["cam1/1.png", "cam1/cam2/1.png"]
     assert problems.counts == {SEVERAL: 1}
     assert "cam2/1.png" in str(problems)
+
+
+def test_a_folder_within_itself(root):
+    """By a link, two of which would be followed for ever."""
+    (root / "below").mkdir(parents=True)
+    for place in ("a.jpg", "below/b.jpg"):
+        (root / place).touch()
+    for name in ("one", "other"):
+        (root / "below" / name).symlink_to(root, target_is_directory=True)
+    assert files_below(root) == [root / "a.jpg", root / "below/b.jpg"]
