@@ -66,7 +66,7 @@ def test_a_missing_encoder_is_an_error_at_once(dataset, fields):
 def test_the_config_asks_for_an_encoder():
     with pytest.raises(ConfigError, match=r"eval\.text_encoder = '': must be the folder of a converted CLIP"):
         validate(with_eval(name_mapping="text_encoder"))
-    with pytest.raises(ConfigError, match=r"eval\.max_detections = -1: must be 0 \(all\) or a number"):
+    with pytest.raises(ConfigError, match=r"eval\.max_detections = -1: must be at least 0"):
         validate(with_eval(max_detections=-1))
     validate(with_eval(name_mapping="text_encoder", text_encoder="clip"))
 

@@ -246,7 +246,7 @@ def test_what_is_wrong_is_said_before_anything_is_converted(downloads, home, mon
         ("--config.model.width=64", "the checkpoint alone decides it"),
         ("--config.eval.batch_size=2", "the field is given twice"),
         ("--config.eval.batch_sizes=2", "batch_sizes"),
-        ("--config.eval.nms_iou=2", "config.eval.nms_iou = 2.0: must be above 0, at most 1"),
+        ("--config.eval.nms_iou=2", "config.eval.nms_iou = 2.0: must be positive and at most 1"),
         ("--config.eval.nms_iou", "is no argument"),
         ("--epoch=31", "is no argument"),
     ):
