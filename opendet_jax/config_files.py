@@ -182,10 +182,10 @@ def _check_data_set(name: str, paths: DatasetPaths) -> None:
 
 # Of numbers, and of each number of several.
 AT_LEAST = {
-    -1: "optimizer.freeze_head_steps optimizer.freeze_embedding_steps",
+    -1: "optimizer.freeze_head_steps optimizer.freeze_embedding_steps eval.checkpoint",
     0: """model.encoder_layers model.one_to_many_layers model.denoising_queries model.distiller_blocks
         model.t5.lora_rank data.train_limit data.threads data.prefetch optimizer.warmup_steps train.seed train.log_every
-        train.checkpoint_every train.eval_every eval.limit eval.max_detections""",
+        train.checkpoint_every train.eval_every eval.limit eval.max_detections eval.pictures""",
     1: """model.backbone.embed_dim model.backbone.depths model.backbone.num_heads model.backbone.window_size model.width
         model.text_width model.num_heads model.num_points model.ffn_width model.one_to_one_layers model.min_queries
         model.denoising_labels model.distiller_points model.distiller_hidden model.t5.vocab_size model.t5.num_layers
@@ -235,9 +235,13 @@ def validate(config: Config) -> None:
         _require(len(getattr(data, name)) > 0, f"data.{name}", (), "at least one number of pixels")
     low, high = data.crop_range
     _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
+    # A model's config may be a stranger's: it names a folder within the workdir and nothing else.
+    _require(
+        data.name not in ("", ".", "..") and not set(data.name) & set("/\\\0"), "data.name", data.name, "a folder's"
+    )
     weighted = [("train", data.train)] + [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
     for name, paths in weighted:
-        _require(paths.weight > 0, f"data.{name}.weight", paths.weight, "positive")
+        _require(0 < paths.weight < math.inf, f"data.{name}.weight", paths.weight, "positive and finite")
     _require(data.eval.weight == 1, "data.eval.weight", data.eval.weight, "1: every image is evaluated once")
     table = "the .npy file of the embeddings (data.text_embeddings is 'table')"
     _require(data.text_embeddings != "table" or bool(data.text_table), "data.text_table", data.text_table, table)

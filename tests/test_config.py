@@ -102,6 +102,19 @@ def test_paper_values():
             {"model": {"t5": {"relative_max_distance": 16}}},
             r"config\.model\.t5\.relative_max_distance = 16: must be above half of relative_buckets, at least 17",
         ),
+        (
+            {"data": {"name": "../../elsewhere"}},
+            r"config\.data\.name = '\.\./\.\./elsewhere': must be the name of a folder",
+        ),
+        ({"data": {"name": "/elsewhere"}}, r"config\.data\.name = '/elsewhere': must be the name of a folder"),
+        ({"data": {"name": ".."}}, r"config\.data\.name = '\.\.': must be the name of a folder"),
+        ({"data": {"name": ""}}, r"config\.data\.name = '': must be the name of a folder"),
+        (
+            {"data": {"mixture": [{"annotations": "a", "weight": math.inf}]}},
+            r"config\.data\.mixture\[0\]\.weight = inf",
+        ),
+        ({"eval": {"checkpoint": -2}}, r"config\.eval\.checkpoint = -2: must be at least -1"),
+        ({"eval": {"pictures": -1}}, r"config\.eval\.pictures = -1: must be at least 0"),
         ({"data": {"max_long_side": 0}}, r"config\.data\.max_long_side = 0: must be at least 1"),
         ({"data": {"eval_short_side": -1}}, r"config\.data\.eval_short_side = -1: must be at least 1"),
         (

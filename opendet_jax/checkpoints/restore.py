@@ -61,7 +61,7 @@ def find(workdir: Path, step: int = -1, items: Collection[str] = INFERENCE) -> i
         logging.warning("%s: a save that goes on, or was cut off; ignored", path)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
-    if step < 0:
+    if step == -1:
         newest, problems = intact.newest_intact(folder, items)
         consequence = "" if newest is None else "; falling back to the checkpoint before it"
         for problem in problems:

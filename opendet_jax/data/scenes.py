@@ -55,6 +55,7 @@ def generate(
     target = Path(out) / folder
     if _complete(target, images):
         return target / "annotations.json"
+    counts = _counted(frequencies_from) if frequencies_from is not None else None
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".scenes_", dir=out) as temporary:
         made = Path(temporary) / folder
@@ -64,7 +65,6 @@ def generate(
             pixels, objects = draw_scene(seed, split, index, size)
             Image.fromarray(pixels).save(made / "images" / _file_name(index), quality=JPEG_QUALITY)
             found.append(objects)
-        counts = _counted(frequencies_from) if frequencies_from is not None else None
         content = _lvis(found, counts, {"split": split, "images": images, "seed": seed, "size": size})
         (made / "annotations.json").write_text(json.dumps(content))
         _move(made, target, images)

@@ -22,7 +22,8 @@ from opendet_jax.data.examples import ExampleBatch, Examples
 from opendet_jax.data.formats.records import Dataset, Record
 from opendet_jax.data.tokenizer import Tokenizer, TokenizerError, load_tokenizer, lost_names
 from opendet_jax.drawing import contact_sheet, draw, titled
-from opendet_jax.files import replacing
+from opendet_jax.errors import InputError
+from opendet_jax.files import replacing, try_folder
 
 LISTED = 30  # names
 LONGEST = 40  # characters of a name in the picture
@@ -40,8 +41,15 @@ def show(config: Config, out: Path, images: int, step: int, workdir: Path | None
 
     The batches are the trainer's own, bit by bit: those of `train.seed`. Text embeddings are not needed; names are
     compared with what the tokenizer makes of them, where it is on this machine. Drawn scenes are taken from
-    `data.scenes_dir` or `workdir`; with neither they are drawn and thrown away.
+    `data.scenes_dir` or `workdir`; with neither they are drawn and thrown away. Raises InputError where `out` cannot be
+    written, before anything else.
     """
+    try:
+        try_folder(out.parent)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file in it")
     with TemporaryDirectory() as temporary:
         mixture, _ = load_datasets(config, workdir or temporary)
         examples = Examples(mixture, config.data, config.train.seed)

@@ -72,6 +72,9 @@ class T5Tokenizer:
         from tokenizers import Tokenizer
 
         self._inner, self._cleans = Tokenizer.from_file(str(file)), cleans
+        # The file has those of the last call before it was saved; transformers sets them anew at each of its own.
+        self._inner.no_padding()
+        self._inner.no_truncation()
         self.size = self._inner.get_vocab_size()
         self._encode = cache(lambda name: self._inner.encode(name, add_special_tokens=False).ids)
 

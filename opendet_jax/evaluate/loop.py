@@ -153,6 +153,9 @@ def evaluate(
     if analysis:
         print(analysis, flush=True)
         draw_alignment(analysis, f"{config.data.name}, step {step}", folder / ALIGNMENT)
+    for name, drawn in ((PICTURES, pictured), (ALIGNMENT, analysis)):
+        if not drawn:
+            (folder / name).unlink(missing_ok=True)  # of an evaluation before this one
     if pictured:
         pairs = [_pair(record, shown[record.image_id], config) for record in pictured]
         with replacing(folder / PICTURES) as part:

@@ -66,8 +66,8 @@ def predict_files(
     cannot be read is reported on standard error, and the others go on.
 
     Raises:
-        InputError: see `find_job`; or no file can be read, or a picture not be written: predictions.json has those
-            before it.
+        InputError: see `find_job`; or no file can be read, or a picture not be written. Of any error predictions.json
+            has the pictures before it.
         Interrupted: Ctrl-C. What has been done is written.
     """
     return _predict(detector, find_job(predict, Path(out_dir)), predict, max_pixels)
@@ -96,8 +96,8 @@ def _predict(detector: Detector, job: Job, predict: PredictConfig, max_pixels: i
                 bar.update()
     except KeyboardInterrupt:
         interrupted = True
-    except InputError:
-        with suppress(OSError):  # of a full disk, say, which is what the error is of
+    except Exception:
+        with suppress(OSError):  # a full disk is what the error may be of
             if entries:
                 write_json(job.out / PREDICTIONS, entries)
         raise

@@ -8,7 +8,7 @@ import pytest
 from lvis import LVIS
 from PIL import Image
 
-from opendet_jax.data import scene_drawing
+from opendet_jax.data import scene_drawing, scenes
 from opendet_jax.data.scene_drawing import (
     COLOURS,
     KINDS,
@@ -143,6 +143,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path, 3, seed=0, size=32, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_frequencies_are_read_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "draw_scene", lambda *_: pytest.fail("a scene was drawn"))
+    with pytest.raises(scenes.SceneError, match=r"none\.json: cannot be read"):
+        scenes.generate(tmp_path / "out", 3, 0, split="val", frequencies_from=tmp_path / "none.json")
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line(tmp_path, capsys):

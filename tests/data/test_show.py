@@ -14,6 +14,7 @@ from opendet_jax.data.__main__ import main
 from opendet_jax.data.formats.records import Category, Dataset, Record
 from opendet_jax.data.show import CELL, PADDING, describe, draw_summary, summarise
 from opendet_jax.drawing import GAP, colour_of
+from opendet_jax.errors import InputError
 from tests.data import published
 
 GREY = 100
@@ -104,6 +105,14 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         main(["show", f"--out={tmp_path / 'sheet.png'}", *arguments])
     assert not list(tmp_path.iterdir())
+
+
+def test_its_output_is_looked_at_first(folder, config, monkeypatch):
+    monkeypatch.setattr(show, "load_datasets", lambda *_: pytest.fail("the data was read"))
+    (folder / "file").touch()
+    for out, message in ((folder, "is a folder; name a file in it"), (folder / "file/sheet.png", "cannot be written")):
+        with pytest.raises(InputError, match=message):
+            show.show(config, out, 2, 0)
 
 
 @pytest.mark.parametrize("form", [published.yolo, published.pascal_voc])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from transformers import ByT5Tokenizer
 
 from opendet_jax.config import DataConfig
@@ -304,3 +305,15 @@ def test_what_spells_byte_by_byte_starts_without_transformers():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_file_saved_while_it_pads_and_cuts(t5, data_folder, tmp_path):
+    """As transformers leaves it after a call with padding="max_length" and truncation=True."""
+    folder = shutil.copytree(data_folder / "tokenizers" / "t5", tmp_path / "t5")
+    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.enable_padding(length=8)
+    inner.enable_truncation(8)
+    inner.save(str(folder / "tokenizer.json"))
+    saved = module.load_tokenizer(str(folder), t5.size)
+    for name in ("red ring", "a very long and unusual name of an object that nobody ever draws"):
+        assert saved.encode(name) == t5.encode(name)

@@ -188,6 +188,14 @@ def test_its_file_scores_the_same(dataset, tmp_path):
     assert {key: metrics[key] for key in shared} == {key: scored[key] for key in shared}
 
 
+def test_pictures_of_an_evaluation_before_go(dataset, tmp_path):
+    evaluate(Knowing(dataset, lambda found: found), dataset, CONFIG, tmp_path, step=7)
+    assert (tmp_path / "eval/toy/pictures.png").exists()
+    fewer = replace(CONFIG, eval=replace(CONFIG.eval, pictures=0))
+    evaluate(Knowing(dataset, lambda found: found), dataset, fewer, tmp_path, step=7)
+    assert {path.name for path in (tmp_path / "eval/toy").iterdir()} == {"metrics.json", "predictions.json"}
+
+
 def test_no_pictures(dataset, tmp_path):
     config = replace(CONFIG, eval=replace(CONFIG.eval, pictures=0))
     evaluate(Knowing(dataset, nothing), dataset, config, tmp_path, step=0)

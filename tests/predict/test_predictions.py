@@ -144,6 +144,20 @@ def test_a_picture_that_cannot_be_written_costs_none_before_it(detector, folder,
     assert entry["picture"] == "a.png"
 
 
+def test_an_error_of_any_kind_costs_no_picture_before_it(detector, folder, monkeypatch):  # noqa: F811
+    stream = Detector.detect_stream
+
+    def first_alone(*given, **settings):
+        yield next(stream(*given, **settings))
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Detector, "detect_stream", first_alone)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        run(detector, folder, "in/*")
+    [entry] = json.loads((folder / "out/predictions.json").read_text())
+    assert entry["picture"] == "a.png"
+
+
 def test_names_of_files_that_are_long_or_no_text(detector, folder):  # noqa: F811
     """80 Chinese letters; and a byte that is none of UTF-8."""
     names = ["画" * 80 + ".png", os.fsdecode(b"caf\xe9.png")]

@@ -164,15 +164,16 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def files_below(folder: Path, endings: Collection[str] = PICTURES) -> list[Path]:
-    """Sorted. None whose name begins with a dot, as those that macOS leaves; of a folder within itself, by a link,
-    no picture again."""
-    found, seen = [], set[str]()
+    """Sorted. None whose name begins with a dot, as those that macOS leaves; of a folder that lies within itself, by a
+    link, no picture again."""
+    found: list[Path] = []
+    above = {str(folder): set[str]()}  # the real places of the folders around each
     for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
+        around, real = above.pop(place), os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".")] if real not in around else []
+        if real in around:
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        above |= {os.path.join(place, name): {*around, real} for name in folders}
         found += [Path(place, name) for name in names if name[0] != "." and _ending(name) in endings]
     return sorted(found)
 

@@ -181,6 +181,14 @@ def test_a_json_with_one_of_two_cameras_unpacked(root):
     assert "cam2/1.png" in str(problems)
 
 
+def test_a_folder_that_is_there_twice(root):
+    """By a link beside it: what is named by the folder's own path has its labels there."""
+    (root / "v2").mkdir(parents=True)
+    (root / "v2/a.jpg").touch()
+    (root / "current").symlink_to(root / "v2", target_is_directory=True)
+    assert files_below(root) == [root / "current/a.jpg", root / "v2/a.jpg"]
+
+
 def test_a_folder_within_itself(root):
     """By a link, two of which would be followed for ever."""
     (root / "below").mkdir(parents=True)
