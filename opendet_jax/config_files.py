@@ -236,9 +236,8 @@ def validate(config: Config) -> None:
     low, high = data.crop_range
     _require(0 < low <= high, "data.crop_range", data.crop_range, "two rising numbers of pixels")
     # A model's config may be a stranger's: it names a folder within the workdir and nothing else.
-    _require(
-        data.name not in ("", ".", "..") and not set(data.name) & set("/\\\0"), "data.name", data.name, "a folder's"
-    )
+    is_one = data.name not in ("", ".", "..") and not set(data.name) & set("/\\\0")
+    _require(is_one, "data.name", data.name, "the name of a folder, no path")
     weighted = [("train", data.train)] + [(f"mixture[{i}]", paths) for i, paths in enumerate(data.mixture)]
     for name, paths in weighted:
         _require(0 < paths.weight < math.inf, f"data.{name}.weight", paths.weight, "positive and finite")

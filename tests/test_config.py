@@ -104,7 +104,7 @@ def test_paper_values():
         ),
         (
             {"data": {"name": "../../elsewhere"}},
-            r"config\.data\.name = '\.\./\.\./elsewhere': must be the name of a folder",
+            r"config\.data\.name = '\.\./\.\./elsewhere': must be the name of",
         ),
         ({"data": {"name": "/elsewhere"}}, r"config\.data\.name = '/elsewhere': must be the name of a folder"),
         ({"data": {"name": ".."}}, r"config\.data\.name = '\.\.': must be the name of a folder"),
